@@ -1,0 +1,1 @@
+//! The only assembler: settings, store, control loop, server.

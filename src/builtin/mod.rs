@@ -1,0 +1,1 @@
+//! The registry of built-in plugins: one file each, one line here.

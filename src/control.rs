@@ -1,0 +1,1 @@
+//! The one loop that turns store events into snapshots.

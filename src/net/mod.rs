@@ -1,0 +1,1 @@
+//! Addresses, hosts and URIs: pure functions, no I/O.

@@ -1,0 +1,1 @@
+//! Operation: access log, error log, metrics, control and status API.

@@ -1,0 +1,1 @@
+//! Resources as the Admin API and the stores know them.

@@ -1,0 +1,1 @@
+//! References to secrets and encryption of secret fields at rest.

@@ -1,0 +1,1 @@
+//! Static settings: conf/config.yaml, read once at start.

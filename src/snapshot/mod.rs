@@ -1,0 +1,3 @@
+//! Everything compiled, immutable, swapped at once.
+
+pub mod router;

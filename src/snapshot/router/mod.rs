@@ -1,0 +1,1 @@
+//! Route matching: the three routers of APISIX.

@@ -1,0 +1,1 @@
+//! Upstreams: nodes, balancers, name resolution.

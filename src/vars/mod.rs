@@ -1,0 +1,1 @@
+//! Variables, expressions and templates over one request.
