@@ -2,6 +2,7 @@
 //!
 //! The map of the code is ARCHITECTURE.md. Modules, in reading order:
 
+pub mod compat;
 pub mod settings;
 pub mod yaml;
 
