@@ -1,0 +1,83 @@
+//! Times as logs write them; formatted once a second per thread.
+
+use std::{
+    cell::RefCell,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use chrono::{DateTime, Local, Utc};
+
+type Last = RefCell<(u64, String)>;
+
+thread_local! {
+    static ISO: Last = const { RefCell::new((u64::MAX, String::new())) };
+    static COMMON: Last = const { RefCell::new((u64::MAX, String::new())) };
+    static HTTP: Last = const { RefCell::new((u64::MAX, String::new())) };
+}
+
+/// nginx's `$time_iso8601`: `2026-11-22T08:44:24+00:00`.
+#[must_use]
+pub fn iso8601(at: SystemTime) -> String {
+    ISO.with(|last| once_a_second(last, at, |at| local(at, "%Y-%m-%dT%H:%M:%S%:z")))
+}
+
+/// nginx's `$time_local`: `22/Nov/2026:08:44:24 +0000`.
+#[must_use]
+pub fn common_log(at: SystemTime) -> String {
+    COMMON.with(|last| once_a_second(last, at, |at| local(at, "%d/%b/%Y:%H:%M:%S %z")))
+}
+
+/// The `Date` header (RFC 9110 §5.6.7): `Sun, 22 Nov 2026 08:44:24 GMT`.
+#[must_use]
+pub fn http_date(at: SystemTime) -> String {
+    let format = |at| DateTime::<Utc>::from(at).format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    HTTP.with(|last| once_a_second(last, at, format))
+}
+
+fn local(at: SystemTime, format: &str) -> String {
+    DateTime::<Local>::from(at).format(format).to_string()
+}
+
+fn once_a_second(last: &Last, at: SystemTime, format: impl Fn(SystemTime) -> String) -> String {
+    let second = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (known, text) = &mut *last.borrow_mut();
+    if *known != second {
+        *text = format(at);
+        *known = second;
+    }
+    text.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_http_date_is_the_rfcs_own_example() {
+        let at = UNIX_EPOCH + Duration::from_secs(784_111_777);
+        assert_eq!(http_date(at), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(http_date(at + Duration::from_secs(1)), "Sun, 06 Nov 1994 08:49:38 GMT");
+    }
+
+    #[test]
+    fn log_times_have_nginx_shape() {
+        let at = UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let shape = |text: String| -> String {
+            text.chars()
+                .map(|c| {
+                    if c.is_ascii_digit() {
+                        '0'
+                    } else if c.is_alphabetic() {
+                        'a'
+                    } else {
+                        c
+                    }
+                })
+                .collect()
+        };
+        assert_eq!(shape(common_log(at)).replace('-', "+"), "00/aaa/0000:00:00:00 +0000");
+        assert_eq!(shape(iso8601(at)).len(), "2026-11-22T08:44:24+00:00".len());
+    }
+}
