@@ -1,1 +1,253 @@
-//! Resources as the Admin API and the stores know them.
+//! Resources as the Admin API and the stores know them: their kinds, keys, schemas and types.
+//!
+//! A resource is JSON that was written; here it is judged (`check`) and read into a type (`parse`). What it takes to
+//! run one is compiled elsewhere. Plugins' configurations stay JSON: the plugins judge and read them.
+//!
+//! Invariant: this module knows no other resource than the one at hand, and no plugin.
+//! Start reading at [`Kind`] and [`check`]; the parts that schemas share are in `parts.rs`.
+
+mod consumer;
+mod consumer_group;
+mod credential;
+mod global_rule;
+mod key;
+pub mod node;
+pub mod parts;
+pub mod pem;
+mod plugin_config;
+mod plugin_metadata;
+mod proto;
+mod route;
+pub mod secret;
+mod service;
+mod ssl;
+mod stream_route;
+pub mod typed;
+mod upstream;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::LazyLock;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub use self::consumer::Consumer;
+pub use self::consumer_group::ConsumerGroup;
+pub use self::credential::Credential;
+pub use self::global_rule::GlobalRule;
+pub use self::key::{Key, KeyError};
+pub use self::plugin_config::PluginConfig;
+pub use self::plugin_metadata::PluginMetadata;
+pub use self::proto::Proto;
+pub use self::route::Route;
+pub use self::secret::Secret;
+pub use self::service::Service;
+pub use self::ssl::{Ssl, SslClient, SslType};
+pub use self::stream_route::{StreamProtocol, StreamRoute};
+pub use self::upstream::{
+    ActiveCheck, ActiveHealthy, ActiveUnhealthy, CheckType, DiscoveryArgs, HashOn, HealthChecks,
+    KeepalivePool, PassHost, PassiveCheck, PassiveHealthy, PassiveUnhealthy, Scheme, Upstream, UpstreamTls,
+};
+use crate::schema::{Schema, lua};
+
+/// What a resource is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "the names are APISIX's and say it all")]
+pub enum Kind {
+    Route,
+    Service,
+    Upstream,
+    Consumer,
+    Credential,
+    ConsumerGroup,
+    PluginConfig,
+    PluginMetadata,
+    GlobalRule,
+    Ssl,
+    Secret,
+    Proto,
+    StreamRoute,
+}
+
+/// Turns a private key as stored into PEM; `None` when it was not encrypted with a key of the keyring.
+pub type DecryptKey<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Why a resource that passed its schema is still no resource.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ParseError(#[from] serde_json::Error);
+
+impl Kind {
+    /// Every kind, in the order of the declaration.
+    pub const ALL: [Kind; 13] = [
+        Kind::Route,
+        Kind::Service,
+        Kind::Upstream,
+        Kind::Consumer,
+        Kind::Credential,
+        Kind::ConsumerGroup,
+        Kind::PluginConfig,
+        Kind::PluginMetadata,
+        Kind::GlobalRule,
+        Kind::Ssl,
+        Kind::Secret,
+        Kind::Proto,
+        Kind::StreamRoute,
+    ];
+
+    /// The folder of this kind in the store and in Admin API paths. Credentials have theirs under their consumer.
+    pub fn dir(self) -> &'static str {
+        match self {
+            Kind::Route => "routes",
+            Kind::Service => "services",
+            Kind::Upstream => "upstreams",
+            Kind::Consumer => "consumers",
+            Kind::Credential => "credentials",
+            Kind::ConsumerGroup => "consumer_groups",
+            Kind::PluginConfig => "plugin_configs",
+            Kind::PluginMetadata => "plugin_metadata",
+            Kind::GlobalRule => "global_rules",
+            Kind::Ssl => "ssls",
+            Kind::Secret => "secrets",
+            Kind::Proto => "protos",
+            Kind::StreamRoute => "stream_routes",
+        }
+    }
+
+    /// The kind whose folder this is.
+    pub fn from_dir(dir: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.dir() == dir)
+    }
+
+    /// The kind in APISIX's sentences ("missing route id", "wrong consumer group id"). APISIX: `kind` in admin/*.lua.
+    pub fn singular(self) -> &'static str {
+        match self {
+            Kind::ConsumerGroup => "consumer group",
+            Kind::PluginConfig => "plugin config",
+            Kind::GlobalRule => "global rule",
+            Kind::StreamRoute => "stream route",
+            other => other.schema_name(),
+        }
+    }
+
+    /// The name under which the Admin API serves this kind's schema (`/apisix/admin/schema/{name}`).
+    pub fn schema_name(self) -> &'static str {
+        match self {
+            Kind::Route => "route",
+            Kind::Service => "service",
+            Kind::Upstream => "upstream",
+            Kind::Consumer => "consumer",
+            Kind::Credential => "credential",
+            Kind::ConsumerGroup => "consumer_group",
+            Kind::PluginConfig => "plugin_config",
+            Kind::PluginMetadata => "plugin_metadata",
+            Kind::GlobalRule => "global_rule",
+            Kind::Ssl => "ssl",
+            Kind::Secret => "secret",
+            Kind::Proto => "proto",
+            Kind::StreamRoute => "stream_route",
+        }
+    }
+
+    fn document(self) -> Value {
+        match self {
+            Kind::Route => route::schema(),
+            Kind::Service => service::schema(),
+            Kind::Upstream => parts::upstream(),
+            Kind::Consumer => consumer::schema(),
+            Kind::Credential => credential::schema(),
+            Kind::ConsumerGroup => consumer_group::schema(),
+            Kind::PluginConfig => plugin_config::schema(),
+            Kind::GlobalRule => global_rule::schema(),
+            Kind::Ssl => ssl::schema(),
+            Kind::Proto => proto::schema(),
+            Kind::StreamRoute => stream_route::schema(),
+            // Each plugin has its own, and each secret manager: see `secret::schema`.
+            Kind::PluginMetadata | Kind::Secret => serde_json::json!({"type": "object"}),
+        }
+    }
+}
+
+struct Judge {
+    document: Value,
+    schema: Schema,
+}
+
+static JUDGES: LazyLock<Vec<Judge>> = LazyLock::new(|| {
+    Kind::ALL
+        .into_iter()
+        .map(|kind| {
+            let document = kind.document();
+            let schema = Schema::compile(&document).expect("the documents of this module are schemas");
+            Judge { document, schema }
+        })
+        .collect()
+});
+
+/// The compiled schema of a kind. Plugin metadata and secrets have none of their own: any object passes.
+pub fn schema(kind: Kind) -> &'static Schema {
+    &JUDGES[kind as usize].schema
+}
+
+/// The schema of a kind as the Admin API serves it.
+pub fn schema_json(kind: Kind) -> &'static Value {
+    &JUDGES[kind as usize].document
+}
+
+/// Judges a resource by itself: [`check_schema`], then [`check_extra`] with no keyring.
+///
+/// # Errors
+/// The `error_msg` of APISIX.
+pub fn check(kind: Kind, value: &Value) -> Result<(), String> {
+    check_schema(kind, value)?;
+    check_extra(kind, value, &|_| None)
+}
+
+/// What APISIX checks up to and with the schema, before it looks at other resources and plugins.
+///
+/// # Errors
+/// The `error_msg` of APISIX.
+pub fn check_schema(kind: Kind, value: &Value) -> Result<(), String> {
+    match kind {
+        Kind::Route => route::check_exclusive(value)?,
+        Kind::Upstream => upstream::check_ipv6_nodes(value)?,
+        _ => {}
+    }
+    schema(kind).check(value).map_err(|reason| format!("invalid configuration: {reason}"))
+}
+
+/// What APISIX checks after the schema and can tell from the resource alone: upstreams, certificates, addresses.
+/// For routes and services it comes before the ids they refer to and before plugins, for stream routes after both.
+/// Expects a value that passed [`check_schema`].
+///
+/// # Errors
+/// The `error_msg` of APISIX.
+pub fn check_extra(kind: Kind, value: &Value, decrypt: DecryptKey<'_>) -> Result<(), String> {
+    match kind {
+        Kind::Upstream => upstream::check(value, decrypt),
+        Kind::Route | Kind::Service => match value.get("upstream") {
+            Some(conf) => {
+                upstream::check_ipv6_nodes(conf)?;
+                upstream::check(conf, decrypt)
+            }
+            None => Ok(()),
+        },
+        Kind::Ssl => ssl::check(value, decrypt),
+        Kind::StreamRoute => stream_route::check(value),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a resource into its type ([`Route`], [`Upstream`], …). Members the type does not know are ignored.
+///
+/// # Errors
+/// [`ParseError`] when a member's value does not fit: the resource was not judged first, or holds an unresolved
+/// secret reference where a choice is meant.
+pub fn parse<T: DeserializeOwned>(value: &Value) -> Result<T, ParseError> {
+    let mut value = value.clone();
+    // The schemas accept 1.0 as an integer.
+    lua::integers(&mut value);
+    Ok(T::deserialize(value)?)
+}
