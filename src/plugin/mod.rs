@@ -1,1 +1,22 @@
-//! The plugin contract.
+//! The plugin contract: what a plugin is, what it sees, and how a route's plugins become a chain.
+//!
+//! Start with [`contract::Plugin`]. Invariant: nothing here knows of routes' matching, stores or snapshots.
+
+pub mod body;
+pub mod chain;
+pub mod consumer;
+pub mod contract;
+pub mod def;
+pub mod env;
+pub mod exchange;
+pub mod fingerprint;
+pub mod head_lookup;
+pub mod lookup;
+pub mod meta;
+pub mod metrics;
+pub mod phases;
+mod replay;
+pub mod reply;
+pub mod request;
+#[cfg(test)]
+pub mod testing;

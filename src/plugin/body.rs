@@ -1,0 +1,213 @@
+//! The one owner of request-body reads.
+//!
+//! Pingora 0.9 replays a body that was read before proxying only from a 64 KiB buffer and hangs beyond it. So
+//! the body is read here, whole and bounded, and before the request goes on it is put back in front of the
+//! connection ([`unread`]): the framework then reads it again as if it had just arrived, whatever its size.
+//!
+//! Invariant: nobody else calls `read_request_body`.
+
+use std::io::Cursor;
+
+use bytes::{Bytes, BytesMut};
+use http::{Version, header};
+use pingora::{
+    Error, ErrorType, Result,
+    http::RequestHeader,
+    protocols::http::{ServerSession, v1::server::HttpSession as SessionV1},
+};
+use pingora_proxy::Session;
+
+use super::{replay::Replay, reply::Reply, request::RequestCtx};
+
+/// Pingora's replay buffer, in bytes (`BODY_BUF_LIMIT`); also the largest piece one read returns.
+const REPLAY_LIMIT: usize = 64 * 1024;
+
+/// How far the request body has come.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum BodyState {
+    /// Still with the client.
+    #[default]
+    Unread,
+    /// Here, whole; must be put back before proxying.
+    Read(Bytes),
+    /// Put back; the framework will read it (again).
+    PutBack(Bytes),
+}
+
+impl BodyState {
+    /// Whether the whole body is in memory.
+    pub fn is_read(&self) -> bool {
+        !matches!(self, BodyState::Unread)
+    }
+}
+
+/// Reads the whole body once; later calls answer from memory.
+///
+/// # Errors
+/// A 413 reply when it is larger than `ctx.body_limit`, a 400 when it cannot be read.
+pub async fn read(session: &mut Session, ctx: &mut RequestCtx) -> Result<Bytes, Reply> {
+    if let BodyState::Read(body) | BodyState::PutBack(body) = &ctx.body {
+        return Ok(body.clone());
+    }
+    if session.as_mut().is_body_empty() {
+        ctx.body = BodyState::Read(Bytes::new());
+        return Ok(Bytes::new());
+    }
+    let declared = declared_length(session);
+    if declared.is_some_and(|length| length > ctx.body_limit) {
+        return Err(too_large(ctx.body_limit));
+    }
+    answer_expectation(session).await?;
+    let body = read_all(session, declared, ctx.body_limit).await?;
+    ctx.body = BodyState::Read(body.clone());
+    Ok(body)
+}
+
+/// Replaces the body that the upstream will see.
+pub fn replace(ctx: &mut RequestCtx, body: Bytes) {
+    ctx.body = BodyState::Read(body);
+}
+
+/// Puts a body that was read back in front of the connection.
+///
+/// # Errors
+/// The connection is in no state for it, which would be an error of this module.
+pub async fn unread(session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+    let BodyState::Read(body) = &ctx.body else { return Ok(()) };
+    let body = body.clone();
+    ctx.body = BodyState::PutBack(body.clone());
+    if session.as_downstream().as_http1().is_none() {
+        // HTTP/2: `read_all` kept the replay buffer usable, or refused.
+        return Ok(());
+    }
+    if body.is_empty() && session.as_mut().is_body_empty() {
+        return Ok(());
+    }
+    put_back(session, body).await
+}
+
+fn declared_length(session: &Session) -> Option<usize> {
+    let value = session.req_header().headers.get(header::CONTENT_LENGTH)?;
+    value.to_str().ok()?.trim().parse().ok()
+}
+
+fn too_large(limit: usize) -> Reply {
+    Reply::status(413).because(format!("request body larger than the {limit} bytes that may be buffered"))
+}
+
+/// Tells a client that waits with its body to send it, when nobody has read it yet: the request goes on. As in
+/// nginx the upstream is not asked.
+///
+/// # Errors
+/// The client is gone.
+pub async fn welcome(session: &mut Session, ctx: &RequestCtx) -> Result<()> {
+    let waits = ctx.body == BodyState::Unread && session.req_header().headers.get(header::EXPECT).is_some();
+    if waits { session.as_downstream_mut().write_continue_response().await } else { Ok(()) }
+}
+
+/// A client that sent `Expect: 100-continue` holds its body back until it is told to go on (RFC 9110 §10.1.1).
+async fn answer_expectation(session: &mut Session) -> Result<(), Reply> {
+    if session.req_header().headers.get(header::EXPECT).is_none() {
+        return Ok(());
+    }
+    session
+        .as_downstream_mut()
+        .write_continue_response()
+        .await
+        .map_err(|e| Reply::status(400).because(format!("client went away before its body: {e}")))
+}
+
+async fn read_all(session: &mut Session, declared: Option<usize>, limit: usize) -> Result<Bytes, Reply> {
+    let framed = session.as_downstream().as_http1().is_none();
+    let mut body = BytesMut::with_capacity(first_room(declared, limit));
+    if framed && declared.is_none() {
+        session.as_mut().enable_retry_buffering();
+    }
+    loop {
+        // HTTP/2 cannot be put back, so the last 64 KiB are kept in the framework's replay buffer: that makes it
+        // call the body filter, which sends what was read here.
+        if framed && declared.is_some_and(|length| length - body.len().min(length) <= REPLAY_LIMIT) {
+            session.as_mut().enable_retry_buffering();
+        }
+        let piece = session.as_downstream_mut().read_request_body().await;
+        match piece.map_err(|e| Reply::status(400).because(format!("request body could not be read: {e}")))? {
+            Some(piece) if body.len() + piece.len() > limit => return Err(too_large(limit)),
+            Some(piece) => body.extend_from_slice(&piece),
+            None => break,
+        }
+    }
+    if framed && declared.is_none() && body.len() > REPLAY_LIMIT {
+        return Err(too_large(REPLAY_LIMIT));
+    }
+    Ok(body.freeze())
+}
+
+/// Room made before anything has come: a client gets memory for what it sends, not for what it announces.
+fn first_room(declared: Option<usize>, limit: usize) -> usize {
+    declared.unwrap_or(0).min(limit).min(REPLAY_LIMIT)
+}
+
+/// Makes a new HTTP/1 session over the same connection, whose input begins with the same head (now with the
+/// length of the body) and the body.
+async fn put_back(session: &mut Session, body: Bytes) -> Result<()> {
+    let mut head = session.req_header().clone();
+    head.remove_header(&header::TRANSFER_ENCODING);
+    head.remove_header(&header::EXPECT);
+    head.insert_header(header::CONTENT_LENGTH, body.len())?;
+
+    let parked = ServerSession::new_http1(Box::new(Cursor::new(Vec::<u8>::new())));
+    let old = std::mem::replace(session.as_downstream_mut(), parked);
+    let ServerSession::H1(old) = old else {
+        return Error::e_explain(ErrorType::InternalError, "only an HTTP/1 body is put back");
+    };
+    let keepalive = old.get_keepalive_timeout();
+    let mut fresh = take_over(old, body);
+    fresh.set_pipelined_prefix(wire(&head));
+    if fresh.read_request().await?.is_none() {
+        return Error::e_explain(ErrorType::InternalError, "the request that was put back is gone");
+    }
+    fresh.set_server_keepalive(keepalive);
+    *session.as_downstream_mut() = ServerSession::H1(fresh);
+    Ok(())
+}
+
+/// The settings of a connection travel from the old session to the new one, whose input begins with the body.
+fn take_over(mut old: SessionV1, body: Bytes) -> SessionV1 {
+    let (read, write) = (old.get_read_timeout(), old.get_write_timeout());
+    let reuses = old.get_keepalive_reuses_remaining();
+    let user = old.take_connection_user_context();
+    let mut fresh = SessionV1::new(Box::new(Replay::new(body, old.into_inner())));
+    fresh.set_read_timeout(read);
+    fresh.set_write_timeout(write);
+    fresh.set_keepalive_reuses_remaining(reuses);
+    fresh.set_connection_user_context(user);
+    fresh
+}
+
+fn wire(head: &RequestHeader) -> BytesMut {
+    let mut out = BytesMut::with_capacity(1024);
+    out.extend_from_slice(head.method.as_str().as_bytes());
+    out.extend_from_slice(b" ");
+    out.extend_from_slice(head.raw_path());
+    out.extend_from_slice(if head.version == Version::HTTP_10 { b" HTTP/1.0\r\n" } else { b" HTTP/1.1\r\n" });
+    head.header_to_h1_wire(&mut out);
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_announced_length_makes_little_room() {
+        for (declared, limit, room) in [
+            (None, usize::MAX, 0),
+            (Some(10), usize::MAX, 10),
+            (Some(10), 5, 5),
+            (Some(usize::MAX), usize::MAX, REPLAY_LIMIT),
+        ] {
+            assert_eq!(first_room(declared, limit), room, "{declared:?} {limit}");
+        }
+    }
+}

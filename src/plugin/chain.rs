@@ -1,0 +1,215 @@
+//! A resource's plugins, compiled and in running order, and how the phases walk through them.
+//!
+//! Overlaying chains (service under route, consumer over route) moves pointers only: every plugin
+//! configuration is compiled once, on the resource that carries it.
+
+use std::{ops::ControlFlow, sync::Arc};
+
+use bytes::Bytes;
+use pingora::http::ResponseHeader;
+use tracing::warn;
+
+use super::{
+    contract::Hooks,
+    def::PluginDef,
+    env::Origin,
+    exchange::Exchange,
+    meta::Meta,
+    phases::Phases,
+    reply::{CONTINUE, Flow, Reply},
+};
+
+/// One plugin configuration, compiled.
+pub struct Step {
+    /// The plugin.
+    pub def: &'static PluginDef,
+    /// Its `_meta`.
+    pub meta: Meta,
+    /// Its hooks.
+    pub hooks: Box<dyn Hooks>,
+    /// The resource that carries its configuration.
+    pub origin: Origin,
+    /// What it was compiled from; an equal source needs no new step, and the old one keeps its counters.
+    pub source: Box<str>,
+}
+
+impl Step {
+    /// The phases it runs in: none while `_meta.disable` is set. A disabled step stays in the chain all the same,
+    /// because it masks a plugin of its name underneath.
+    fn phases(&self) -> Phases {
+        if self.meta.disable { Phases::NONE } else { self.def.phases }
+    }
+
+    fn priority(&self) -> i64 {
+        self.meta.priority.unwrap_or_else(|| self.def.priority.into())
+    }
+
+    /// The identity by which an exchange keeps private state.
+    fn identity(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self) as usize
+    }
+}
+
+/// Plugins in running order. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Chain {
+    steps: Arc<[Arc<Step>]>,
+    phases: Phases,
+}
+
+/// Whether a step runs at all beside the chain it yields to. APISIX: `run_policy = "prefer_route"`.
+fn yields(step: &Step, to: Option<&Chain>) -> bool {
+    step.def.prefer_route && to.is_some_and(|chain| chain.runs(step.def.name))
+}
+
+impl Chain {
+    /// Sorts the steps into running order: by priority, highest first; equals by name, so that the order never
+    /// depends on how an object was written.
+    pub fn new(mut steps: Vec<Arc<Step>>) -> Chain {
+        steps.sort_by(|a, b| b.priority().cmp(&a.priority()).then_with(|| a.def.name.cmp(b.def.name)));
+        let phases = steps.iter().fold(Phases::NONE, |all, step| all.and(step.phases()));
+        Chain { steps: steps.into(), phases }
+    }
+
+    /// Whether some step has a hook in this phase.
+    pub fn has(&self, phase: Phases) -> bool {
+        self.phases.has(phase)
+    }
+
+    /// Whether there is no step.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The steps in running order.
+    pub fn steps(&self) -> &[Arc<Step>] {
+        &self.steps
+    }
+
+    /// Whether a plugin takes part.
+    pub fn contains(&self, name: &str) -> bool {
+        self.steps.iter().any(|step| step.def.name == name)
+    }
+
+    /// This chain with `over` laid on top: a plugin of `over` replaces the one of the same name.
+    pub fn overlaid(&self, over: &Chain) -> Chain {
+        if over.is_empty() {
+            return self.clone();
+        }
+        let kept = self.steps.iter().filter(|step| !over.contains(step.def.name));
+        Chain::new(kept.chain(over.steps.iter()).cloned().collect())
+    }
+
+    /// Whether a plugin takes part and is not switched off.
+    fn runs(&self, name: &str) -> bool {
+        self.steps.iter().any(|step| step.def.name == name && !step.meta.disable)
+    }
+
+    /// Runs the rewrite hooks.
+    pub async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {
+        self.run(Phases::REWRITE, x, |_| true).await
+    }
+
+    /// Runs the rewrite hooks of plugins that a consumer brought: those the route did not have, never auth ones.
+    /// APISIX: phase `rewrite_in_consumer`.
+    pub async fn rewrite_newcomers(&self, before: &Chain, x: &mut Exchange<'_>) -> Flow {
+        self.run(Phases::REWRITE, x, |step| step.def.auth.is_none() && !before.contains(step.def.name)).await
+    }
+
+    /// Runs the access hooks.
+    pub async fn access(&self, x: &mut Exchange<'_>) -> Flow {
+        self.run(Phases::ACCESS, x, |_| true).await
+    }
+
+    /// Runs the before_proxy hooks.
+    pub async fn before_proxy(&self, x: &mut Exchange<'_>) -> Flow {
+        self.run(Phases::BEFORE_PROXY, x, |_| true).await
+    }
+
+    async fn run(&self, phase: Phases, x: &mut Exchange<'_>, select: impl Fn(&Step) -> bool) -> Flow {
+        if !self.has(phase) {
+            return CONTINUE;
+        }
+        for step in self.steps.iter() {
+            if !step.phases().has(phase) || !select(step) || !step.applies(x) {
+                continue;
+            }
+            x.running = step.identity();
+            let flow = match phase {
+                Phases::REWRITE => step.hooks.rewrite(x).await,
+                Phases::ACCESS => step.hooks.access(x).await,
+                _ => step.hooks.before_proxy(x).await,
+            };
+            if let ControlFlow::Break(reply) = flow {
+                return ControlFlow::Break(step.stopped(reply, x));
+            }
+        }
+        CONTINUE
+    }
+
+    /// Runs the header_filter hooks.
+    pub fn header_filter(&self, x: &mut Exchange<'_>, head: &mut ResponseHeader) {
+        for step in self.for_phase(Phases::HEADER_FILTER) {
+            if step.applies(x) {
+                x.running = step.identity();
+                step.hooks.header_filter(x, head);
+            }
+        }
+    }
+
+    /// Runs the body_filter hooks.
+    pub fn body_filter(&self, x: &mut Exchange<'_>, chunk: &mut Option<Bytes>, last: bool) {
+        for step in self.for_phase(Phases::BODY_FILTER) {
+            if step.applies(x) {
+                x.running = step.identity();
+                step.hooks.body_filter(x, chunk, last);
+            }
+        }
+    }
+
+    /// Runs the log hooks; those of a global rule yield to the route's chain.
+    pub fn log(&self, x: &mut Exchange<'_>, yield_to: Option<&Chain>) {
+        for step in self.for_phase(Phases::LOG) {
+            if !yields(step, yield_to) && step.applies(x) {
+                x.running = step.identity();
+                step.hooks.log(x);
+            }
+        }
+    }
+
+    fn for_phase(&self, phase: Phases) -> impl Iterator<Item = &Arc<Step>> {
+        let steps: &[Arc<Step>] = if self.has(phase) { &self.steps } else { &[] };
+        steps.iter().filter(move |step| step.phases().has(phase))
+    }
+}
+
+impl Step {
+    /// `_meta.filter`, evaluated once per request. APISIX: `plugin.lua meta_filter`.
+    fn applies(self: &Arc<Self>, x: &mut Exchange<'_>) -> bool {
+        let Some(filter) = &self.meta.filter else { return true };
+        let identity = self.identity();
+        if let Some((_, outcome)) = x.ctx.filters.iter().find(|(who, _)| *who == identity) {
+            return *outcome;
+        }
+        let outcome = filter.eval(&*x);
+        x.ctx.filters.push((identity, outcome));
+        outcome
+    }
+
+    /// The one place where a plugin's refusal is noted.
+    fn stopped(&self, reply: Reply, x: &mut Exchange<'_>) -> Reply {
+        x.ctx.answered_by = Some(self.def.name);
+        if reply.status >= 400 {
+            warn!(
+                plugin = self.def.name,
+                status = reply.status,
+                route = x.ctx.route.as_ref().map(|route| &*route.id),
+                request_id = x.ctx.request_id.as_deref(),
+                consumer = x.ctx.consumer.as_ref().map(|consumer| &*consumer.username),
+                reason = reply.reason.as_deref(),
+                "request refused"
+            );
+        }
+        self.meta.finish(reply)
+    }
+}

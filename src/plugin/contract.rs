@@ -1,0 +1,196 @@
+//! What a plugin is: the typed trait that authors implement and the object-safe face the chain calls.
+//!
+//! To add a plugin: write `src/builtin/NAME.rs` with `pub struct Plugin` implementing [`Plugin`], add its line
+//! to the registry in `src/builtin/mod.rs`. Chain, Admin schema, plugin list and documents derive from that.
+
+use std::{any::Any, fmt, future::Future, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use pingora::http::ResponseHeader;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{
+    env::{BuildEnv, CheckEnv},
+    exchange::Exchange,
+    phases::Phases,
+    reply::{CONTINUE, Flow},
+};
+
+/// A built-in plugin.
+///
+/// One value of the type is one *compiled configuration* on one resource: regexes, templates and address sets
+/// are compiled in [`Plugin::build`], once per configuration change, never per request.
+pub trait Plugin: Send + Sync + Sized + 'static {
+    /// APISIX's name, for example `key-auth`.
+    const NAME: &'static str;
+    /// APISIX's number; higher runs first.
+    const PRIORITY: i32;
+    /// The hooks that exist. A declared phase whose hook is not written answers 500 and names itself.
+    const PHASES: Phases;
+    /// APISIX: `run_policy = "prefer_route"`: the copy in a global rule is skipped when the route has the plugin.
+    const PREFER_ROUTE: bool = false;
+    /// APISIX: `scope = "global"`: switched on in config.yaml, nothing to attach to a route.
+    const GLOBAL: bool = false;
+    /// Top-level or dotted fields that are encrypted at rest. APISIX: `encrypt_fields`.
+    const ENCRYPT: &'static [&'static str] = &[];
+
+    /// The configuration as the schema lets it through. Unknown fields are ignored.
+    type Config: DeserializeOwned;
+
+    /// The JSON schema of the configuration on a route, service, consumer…, as APISIX serves it.
+    fn schema() -> Value;
+
+    /// The JSON schema of the plugin's metadata, if it has any.
+    fn metadata_schema() -> Option<Value> {
+        None
+    }
+
+    /// What APISIX's `check_schema` rules beyond the JSON schema; the text is the whole error after `err: `.
+    ///
+    /// # Errors
+    /// The text that APISIX gives.
+    fn check(_conf: &Value, _env: &CheckEnv<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The text for a configuration that the JSON schema refuses, where APISIX's `check_schema` has one of its own.
+    fn reword(_conf: &Value, error: String) -> String {
+        error
+    }
+
+    /// Compiles the configuration. May not block on the network.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, for the operator; reported as
+    /// `failed to check the configuration of plugin NAME err: …`.
+    fn build(config: Self::Config, env: &BuildEnv<'_>) -> Result<Self, String>;
+
+    /// Endpoints that become reachable through a route with `public-api`.
+    fn apis() -> Vec<PublicApi> {
+        Vec::new()
+    }
+
+    /// Runs before access control.
+    fn rewrite(&self, x: &mut Exchange<'_>) -> impl Future<Output = Flow> + Send {
+        async { undeclared(Self::NAME, "rewrite", x) }
+    }
+
+    /// Access control.
+    fn access(&self, x: &mut Exchange<'_>) -> impl Future<Output = Flow> + Send {
+        async { undeclared(Self::NAME, "access", x) }
+    }
+
+    /// Runs after the upstream was chosen.
+    fn before_proxy(&self, x: &mut Exchange<'_>) -> impl Future<Output = Flow> + Send {
+        async { undeclared(Self::NAME, "before_proxy", x) }
+    }
+
+    /// May change the head of the response, whoever made it. Cannot await: see ARCHITECTURE.md.
+    fn header_filter(&self, _x: &mut Exchange<'_>, _head: &mut ResponseHeader) {}
+
+    /// May change, hold back or replace a piece of the response's body. `last` is true on the final call.
+    fn body_filter(&self, _x: &mut Exchange<'_>, _chunk: &mut Option<Bytes>, _last: bool) {}
+
+    /// The exchange is over; the client has its answer.
+    fn log(&self, _x: &mut Exchange<'_>) {}
+}
+
+/// A plugin that proves who the consumer is.
+pub trait AuthPlugin: Plugin {
+    /// The consumer's side: secrets and options of one consumer or credential, compiled.
+    type Credential: Send + Sync + 'static;
+    /// The field of the consumer's configuration that identifies it; must be unique over all consumers.
+    const KEY: &'static str;
+    /// Secret fields of the consumer's side, encrypted at rest.
+    const ENCRYPT_CREDENTIAL: &'static [&'static str] = &[];
+
+    /// The JSON schema of the consumer's side. APISIX: `consumer_schema`.
+    fn consumer_schema() -> Value;
+
+    /// What APISIX's `check_schema` rules beyond the schema on the consumer's side.
+    ///
+    /// # Errors
+    /// The text that APISIX gives.
+    fn check_consumer(_conf: &Value, _env: &CheckEnv<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Compiles the consumer's side. Secret references are already resolved.
+    ///
+    /// # Errors
+    /// What is wrong, for the operator.
+    fn credential(conf: &Value, env: &BuildEnv<'_>) -> Result<Self::Credential, String>;
+}
+
+/// The future of one hook.
+pub type HookFuture<'a> = Pin<Box<dyn Future<Output = Flow> + Send + 'a>>;
+
+/// The object-safe face of [`Plugin`]; never implemented by hand.
+pub trait Hooks: Send + Sync {
+    /// See [`Plugin::rewrite`].
+    fn rewrite<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a>;
+    /// See [`Plugin::access`].
+    fn access<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a>;
+    /// See [`Plugin::before_proxy`].
+    fn before_proxy<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a>;
+    /// See [`Plugin::header_filter`].
+    fn header_filter(&self, x: &mut Exchange<'_>, head: &mut ResponseHeader);
+    /// See [`Plugin::body_filter`].
+    fn body_filter(&self, x: &mut Exchange<'_>, chunk: &mut Option<Bytes>, last: bool);
+    /// See [`Plugin::log`].
+    fn log(&self, x: &mut Exchange<'_>);
+}
+
+impl<P: Plugin> Hooks for P {
+    fn rewrite<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a> {
+        Box::pin(Plugin::rewrite(self, x))
+    }
+    fn access<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a> {
+        Box::pin(Plugin::access(self, x))
+    }
+    fn before_proxy<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a> {
+        Box::pin(Plugin::before_proxy(self, x))
+    }
+    fn header_filter(&self, x: &mut Exchange<'_>, head: &mut ResponseHeader) {
+        Plugin::header_filter(self, x, head);
+    }
+    fn body_filter(&self, x: &mut Exchange<'_>, chunk: &mut Option<Bytes>, last: bool) {
+        Plugin::body_filter(self, x, chunk, last);
+    }
+    fn log(&self, x: &mut Exchange<'_>) {
+        Plugin::log(self, x);
+    }
+}
+
+/// A hook that was declared in [`Plugin::PHASES`] but not written: the first test of the plugin finds it.
+fn undeclared(plugin: &str, phase: &str, _x: &mut Exchange<'_>) -> Flow {
+    super::reply::Reply::status(500)
+        .because(format!("plugin {plugin} declares {phase} but has no such hook"))
+        .into()
+}
+
+/// The compiled consumer's side of an auth plugin, its type erased.
+pub type AnyCredential = Arc<dyn Any + Send + Sync>;
+
+/// An endpoint that a plugin offers behind `public-api`.
+#[derive(Clone)]
+pub struct PublicApi {
+    /// Methods it answers.
+    pub methods: &'static [&'static str],
+    /// Exact path.
+    pub path: &'static str,
+    /// Answers the request; a `Continue` is taken as 200 without a body.
+    pub handler: for<'a> fn(&'a mut Exchange<'_>) -> HookFuture<'a>,
+}
+
+impl fmt::Debug for PublicApi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicApi({:?} {})", self.methods, self.path)
+    }
+}
+
+/// Always goes on: for hooks that only observe.
+pub async fn go_on() -> Flow {
+    CONTINUE
+}

@@ -1,0 +1,194 @@
+//! What the registry keeps of a plugin: names, schemas and constructors as plain data.
+
+use std::sync::{Arc, OnceLock};
+
+use serde_json::Value;
+
+use super::{
+    contract::{AnyCredential, AuthPlugin, Hooks, Plugin, PublicApi},
+    env::{BuildEnv, CheckEnv},
+    phases::Phases,
+};
+use crate::schema::Schema;
+
+type Build = fn(Value, &BuildEnv<'_>) -> Result<Box<dyn Hooks>, String>;
+
+/// One line of the registry.
+pub struct PluginDef {
+    /// APISIX's name.
+    pub name: &'static str,
+    /// APISIX's number; higher runs first.
+    pub priority: i32,
+    /// Hooks that exist.
+    pub phases: Phases,
+    /// See [`Plugin::PREFER_ROUTE`].
+    pub prefer_route: bool,
+    /// See [`Plugin::GLOBAL`].
+    pub global: bool,
+    /// Secret fields of the configuration on a route.
+    pub encrypt: &'static [&'static str],
+    /// Endpoints behind `public-api`.
+    pub apis: fn() -> Vec<PublicApi>,
+    /// The consumer's side, for plugins of type `auth`.
+    pub auth: Option<AuthDef>,
+    schema: Side,
+    reword: fn(&Value, String) -> String,
+    metadata_schema: fn() -> Option<Value>,
+    metadata: OnceLock<Option<Arc<Compiled>>>,
+    build: Build,
+}
+
+/// The consumer's side of an auth plugin.
+pub struct AuthDef {
+    /// The identifying field.
+    pub key: &'static str,
+    /// Secret fields of the consumer's side.
+    pub encrypt: &'static [&'static str],
+    schema: Side,
+    credential: fn(&Value, &BuildEnv<'_>) -> Result<AnyCredential, String>,
+}
+
+/// A schema with what the plugin checks beyond it.
+struct Side {
+    json: fn() -> Value,
+    check: fn(&Value, &CheckEnv<'_>) -> Result<(), String>,
+    compiled: OnceLock<Arc<Compiled>>,
+}
+
+/// A schema as JSON and ready to check with.
+pub struct Compiled {
+    /// As the Admin API serves it.
+    pub json: Value,
+    /// Ready to check with.
+    pub schema: Schema,
+}
+
+/// Which of a plugin's schemas is meant. APISIX: `core.schema.TYPE_*`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SchemaType {
+    /// On a route, service, plugin config, global rule, or a non-auth plugin on a consumer.
+    Route,
+    /// On a consumer or credential.
+    Consumer,
+    /// Plugin metadata.
+    Metadata,
+}
+
+impl PluginDef {
+    /// The registry line of a plugin that does not authenticate.
+    pub const fn of<P: Plugin>() -> PluginDef {
+        PluginDef {
+            name: P::NAME,
+            priority: P::PRIORITY,
+            phases: P::PHASES,
+            prefer_route: P::PREFER_ROUTE,
+            global: P::GLOBAL,
+            encrypt: P::ENCRYPT,
+            apis: P::apis,
+            auth: None,
+            schema: Side { json: P::schema, check: P::check, compiled: OnceLock::new() },
+            reword: P::reword,
+            metadata_schema: P::metadata_schema,
+            metadata: OnceLock::new(),
+            build: build::<P>,
+        }
+    }
+
+    /// The registry line of a plugin of type `auth`.
+    pub const fn auth<P: AuthPlugin>() -> PluginDef {
+        let auth = AuthDef {
+            key: P::KEY,
+            encrypt: P::ENCRYPT_CREDENTIAL,
+            schema: Side { json: P::consumer_schema, check: P::check_consumer, compiled: OnceLock::new() },
+            credential: credential::<P>,
+        };
+        PluginDef {
+            name: P::NAME,
+            priority: P::PRIORITY,
+            phases: P::PHASES,
+            prefer_route: P::PREFER_ROUTE,
+            global: P::GLOBAL,
+            encrypt: P::ENCRYPT,
+            apis: P::apis,
+            auth: Some(auth),
+            schema: Side { json: P::schema, check: P::check, compiled: OnceLock::new() },
+            reword: P::reword,
+            metadata_schema: P::metadata_schema,
+            metadata: OnceLock::new(),
+            build: build::<P>,
+        }
+    }
+
+    /// The schema of one type; `None` when the plugin has none of it.
+    pub fn schema(&self, of: SchemaType) -> Option<Arc<Compiled>> {
+        match of {
+            SchemaType::Route => Some(self.schema.compiled()),
+            SchemaType::Consumer => self.auth.as_ref().map(|auth| auth.schema.compiled()),
+            SchemaType::Metadata => {
+                self.metadata.get_or_init(|| (self.metadata_schema)().map(Compiled::shared)).clone()
+            }
+        }
+    }
+
+    /// Checks a configuration as APISIX's `check_schema` of the plugin does.
+    ///
+    /// # Errors
+    /// The text after `err: `.
+    pub fn check(&self, conf: &Value, of: SchemaType, env: &CheckEnv<'_>) -> Result<(), String> {
+        let side = match (of, &self.auth) {
+            (SchemaType::Metadata, _) => {
+                return match self.schema(SchemaType::Metadata) {
+                    Some(compiled) => compiled.schema.check(conf),
+                    None => Ok(()),
+                };
+            }
+            (SchemaType::Consumer, Some(auth)) => &auth.schema,
+            _ => &self.schema,
+        };
+        side.compiled().schema.check(conf).map_err(|error| (self.reword)(conf, error))?;
+        (side.check)(conf, env)
+    }
+
+    /// Compiles a configuration that passed [`PluginDef::check`].
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn build(&self, conf: Value, env: &BuildEnv<'_>) -> Result<Box<dyn Hooks>, String> {
+        (self.build)(conf, env)
+    }
+}
+
+impl AuthDef {
+    /// Compiles the consumer's side.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn credential(&self, conf: &Value, env: &BuildEnv<'_>) -> Result<AnyCredential, String> {
+        (self.credential)(conf, env)
+    }
+}
+
+impl Side {
+    fn compiled(&self) -> Arc<Compiled> {
+        self.compiled.get_or_init(|| Compiled::shared((self.json)())).clone()
+    }
+}
+
+impl Compiled {
+    /// Every plugin's schema gets APISIX's `_meta` member, as `plugin.lua` injects it.
+    fn shared(mut json: Value) -> Arc<Self> {
+        super::meta::inject(&mut json);
+        let schema =
+            Schema::compile(&json).expect("a schema of the registry compiles: a unit test compiles all");
+        Arc::new(Self { json, schema })
+    }
+}
+
+fn build<P: Plugin>(conf: Value, env: &BuildEnv<'_>) -> Result<Box<dyn Hooks>, String> {
+    let config = serde_json::from_value::<P::Config>(conf).map_err(|e| e.to_string())?;
+    Ok(Box::new(P::build(config, env)?))
+}
+
+fn credential<P: AuthPlugin>(conf: &Value, env: &BuildEnv<'_>) -> Result<AnyCredential, String> {
+    Ok(Arc::new(P::credential(conf, env)?))
+}

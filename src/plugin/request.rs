@@ -1,0 +1,191 @@
+//! What the gateway knows of one request while it passes: the typed fields that all phases share.
+//!
+//! Invariant: plain data. It neither reads nor writes sockets; `proxy` fills it, plugins read and edit it.
+
+use std::{
+    any::{Any, TypeId},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{HeaderName, HeaderValue, Method};
+
+use super::{body::BodyState, consumer::Consumer};
+use crate::vars::body::PostBody;
+
+/// What is known of the matched route, for variables, logs and metrics.
+#[derive(Debug, Default)]
+pub struct RouteMeta {
+    /// APISIX: `route_id`.
+    pub id: Arc<str>,
+    /// APISIX: `route_name`.
+    pub name: Option<Arc<str>>,
+    /// APISIX: `service_id`.
+    pub service_id: Option<Arc<str>>,
+    /// APISIX: `service_name`.
+    pub service_name: Option<Arc<str>>,
+    /// The patterns of the route as written.
+    pub paths: Vec<Box<str>>,
+    /// The hosts of the route as written.
+    pub hosts: Vec<Box<str>>,
+}
+
+/// Changes to the upstream request that are not header edits (those are made in place).
+#[derive(Debug, Default)]
+pub struct Edits {
+    /// Replaces the method.
+    pub method: Option<Method>,
+    /// Replaces path and query of the upstream request; as sent on the wire. APISIX: `upstream_uri`.
+    pub uri: Option<String>,
+    /// Replaces the query of the request without `?`; an empty string removes it. nginx: `set_uri_args`.
+    pub args: Option<String>,
+    /// Replaces the Host header of the upstream request. APISIX: `upstream_host`.
+    pub host: Option<HeaderValue>,
+    /// Picks another upstream than the route's. APISIX: `ctx.upstream_id` (traffic-split).
+    pub upstream_id: Option<Arc<str>>,
+}
+
+/// How a response header that a plugin asked for joins those of the upstream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HeaderMode {
+    /// Replaces what plugins set before under this name.
+    Set,
+    /// Stands beside others of the name.
+    Append,
+}
+
+/// One try at an upstream node.
+#[derive(Clone, Debug)]
+pub struct Try {
+    /// The node.
+    pub addr: SocketAddr,
+    /// When the try began.
+    pub began: Instant,
+    /// Time until connected.
+    pub connect: Option<Duration>,
+    /// Time until the response's head was there.
+    pub header: Option<Duration>,
+    /// Time until the try ended.
+    pub total: Option<Duration>,
+    /// Status that the node answered; 502 or 504 when it failed to.
+    pub status: Option<u16>,
+}
+
+/// What is known of the upstream of one request.
+#[derive(Debug, Default)]
+pub struct UpstreamState {
+    /// `http`, `https`, `grpc`, `grpcs`.
+    pub scheme: &'static str,
+    /// The Host header that the upstream saw.
+    pub host: Option<HeaderValue>,
+    /// Tries, oldest first.
+    pub tries: Vec<Try>,
+    /// Whether the response's head came from the upstream.
+    pub answered: bool,
+}
+
+/// One request.
+pub struct RequestCtx {
+    /// When its head was read.
+    pub started: Instant,
+    /// The same by the clock on the wall.
+    pub started_at: SystemTime,
+    /// The client, after `real_ip` rules.
+    pub client: SocketAddr,
+    /// The peer of the connection.
+    pub peer: SocketAddr,
+    /// The listener's address.
+    pub server: SocketAddr,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// Whether the peer is one of `trusted_addresses`.
+    pub peer_trusted: bool,
+    /// `$uri` when normalisation changed it or it does not equal the raw path; `None` = as sent.
+    pub path: Option<Box<str>>,
+    /// Changes to the upstream request.
+    pub edits: Edits,
+    /// Response headers that plugins set before the response's head was there.
+    pub response_headers: Vec<(HeaderName, HeaderValue, HeaderMode)>,
+    /// The matched route.
+    pub route: Option<Arc<RouteMeta>>,
+    /// Index into `route.paths` of the pattern that matched.
+    pub matched_path: u16,
+    /// Index into `route.hosts` of the pattern that matched.
+    pub matched_host: Option<u16>,
+    /// Path parameters, `uri_param_*`.
+    pub params: Vec<(Box<str>, Box<str>)>,
+    /// Who authenticated.
+    pub consumer: Option<Arc<Consumer>>,
+    /// The credential it used, if it was one.
+    pub credential: Option<(Arc<str>, HeaderValue)>,
+    /// The buffered request body.
+    pub body: BodyState,
+    /// Largest body that may be buffered, in bytes.
+    pub body_limit: usize,
+    /// What is known of the upstream.
+    pub upstream: UpstreamState,
+    /// Status of the response, once known.
+    pub status: Option<u16>,
+    /// The id that the request-id plugin gave or found.
+    pub request_id: Option<Box<str>>,
+    /// The id that the request has without that plugin, made when somebody asks.
+    pub(super) own_id: OnceLock<Box<str>>,
+    /// The body as `post_arg` variables see it, parsed when one of them is asked for.
+    pub(super) post_body: OnceLock<Option<PostBody>>,
+    /// The plugin that answered instead of the upstream.
+    pub answered_by: Option<&'static str>,
+    /// Plugins' private state, by plugin instance and type.
+    pub(super) local: Vec<(usize, TypeId, Box<dyn Any + Send + Sync>)>,
+    /// Outcome of `_meta.filter` by plugin instance: evaluated once per request.
+    pub(super) filters: Vec<(usize, bool)>,
+}
+
+impl RequestCtx {
+    /// A request whose head was just read.
+    pub fn new() -> Self {
+        let nowhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        Self {
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            client: nowhere,
+            peer: nowhere,
+            server: nowhere,
+            scheme: "http",
+            peer_trusted: false,
+            path: None,
+            edits: Edits::default(),
+            response_headers: Vec::new(),
+            route: None,
+            matched_path: 0,
+            matched_host: None,
+            params: Vec::new(),
+            consumer: None,
+            credential: None,
+            body: BodyState::Unread,
+            body_limit: usize::MAX,
+            upstream: UpstreamState::default(),
+            status: None,
+            request_id: None,
+            own_id: OnceLock::new(),
+            post_body: OnceLock::new(),
+            answered_by: None,
+            local: Vec::new(),
+            filters: Vec::new(),
+        }
+    }
+
+    /// Sets a header of the response to come, whoever will make it.
+    pub fn set_response_header(&mut self, name: HeaderName, value: HeaderValue, mode: HeaderMode) {
+        if mode == HeaderMode::Set {
+            self.response_headers.retain(|(other, ..)| *other != name);
+        }
+        self.response_headers.push((name, value, mode));
+    }
+}
+
+impl Default for RequestCtx {
+    fn default() -> Self {
+        Self::new()
+    }
+}
