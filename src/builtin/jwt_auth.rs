@@ -1,0 +1,444 @@
+//! jwt-auth: the consumer is whose token stands in a header, a query argument or a cookie.
+//!
+//! APISIX: plugins/jwt-auth.lua, jwt-auth/parser.lua. The algorithm is the consumer's, never the token's; keys are
+//! parsed with the configuration. Signatures by public keys that proved genuine are remembered, bounded; expiry is
+//! checked each time. Invariant: a token is never logged and never part of an error.
+//!
+//! Differs from APISIX: a public key must be of the algorithm's kind and curve; PS* signatures are as long as the
+//! key wants, not 256 bytes; hiding a cookie leaves the others as they are; `store_in_ctx` has no effect, because no
+//! plugin here looks at the payload.
+
+mod key;
+mod sign;
+pub mod token;
+
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use http::{HeaderName, HeaderValue, header::COOKIE};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use self::{
+    key::{Algorithm, PrivateKey, PublicKey, Secret},
+    token::{Member, Token},
+};
+use super::shared::{
+    auth::{self, Failure, Fallback, QueryValue},
+    base64,
+    seen::Seen,
+};
+use crate::{
+    plugin::{
+        consumer::Authenticated,
+        contract::{self, AuthPlugin, PublicApi},
+        env::{BuildEnv, CheckEnv},
+        exchange::{Exchange, World},
+        phases::Phases,
+        reply::{CONTINUE, Flow},
+    },
+    vars::cookie,
+};
+
+const UNREADABLE: &str = "JWT token invalid";
+const NO_KEY: &str = "missing user key in JWT token";
+const UNKNOWN: &str = "Invalid user key in JWT token";
+const UNVERIFIED: &str = "failed to verify jwt";
+
+/// Genuine signatures that are remembered, of all consumers.
+const REMEMBERED: usize = 8192;
+
+/// The route's side.
+#[derive(Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// The header that holds the token, with or without `Bearer`.
+    pub header: String,
+    /// The query argument that holds the token when there is no such header.
+    pub query: String,
+    /// The cookie that holds the token when it is in neither.
+    pub cookie: String,
+    /// Whether the upstream does not get to see the token.
+    pub hide_credentials: bool,
+    /// The claim that holds the consumer's key.
+    pub key_claim_name: String,
+    /// What the challenge of a 401 names.
+    pub realm: String,
+    /// The consumer that stands for everybody who fails.
+    pub anonymous_consumer: Option<String>,
+    /// Claims that must be there; otherwise they are checked if they are.
+    pub claims_to_verify: Vec<Claim>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            header: "authorization".into(),
+            query: "jwt".into(),
+            cookie: "jwt".into(),
+            hide_credentials: false,
+            key_claim_name: "key".into(),
+            realm: "jwt".into(),
+            anonymous_consumer: None,
+            claims_to_verify: Vec::new(),
+        }
+    }
+}
+
+/// A claim about time (RFC 7519 §4.1).
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Claim {
+    /// Not valid from then on.
+    Exp,
+    /// Not valid before.
+    Nbf,
+}
+
+/// The compiled route's side.
+pub struct Plugin {
+    /// `None`: a name that no header can have.
+    header: Option<HeaderName>,
+    query: Box<str>,
+    cookie: Box<str>,
+    hide_credentials: bool,
+    key_claim_name: Box<str>,
+    claims_to_verify: Vec<Claim>,
+    fallback: Fallback,
+}
+
+/// The consumer's side: keys, bound to one algorithm.
+pub struct Credential {
+    algorithm: Algorithm,
+    keys: Keys,
+    /// Seconds by which clocks may differ.
+    grace: f64,
+    /// Seconds that a token made here is valid.
+    lifetime: u64,
+}
+
+enum Keys {
+    Symmetric(Box<Secret>),
+    Asymmetric {
+        /// APISIX accepts any text for a key and then verifies nothing with it.
+        public: Result<PublicKey, String>,
+        public_pem: Box<str>,
+        private: Option<Result<PrivateKey, String>>,
+        genuine: Arc<Seen>,
+    },
+}
+
+/// The consumer's side as configured.
+#[derive(Deserialize)]
+struct CredentialConfig {
+    secret: Option<String>,
+    public_key: Option<String>,
+    private_key: Option<String>,
+    #[serde(default)]
+    algorithm: Algorithm,
+    #[serde(default = "default_lifetime")]
+    exp: u64,
+    #[serde(default)]
+    base64_secret: bool,
+    #[serde(default)]
+    lifetime_grace_period: f64,
+}
+
+fn default_lifetime() -> u64 {
+    86400
+}
+
+/// Where the token was found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Header,
+    Query,
+    Cookie,
+}
+
+impl contract::Plugin for Plugin {
+    const NAME: &'static str = "jwt-auth";
+    const PRIORITY: i32 = 2510;
+    const PHASES: Phases = Phases::REWRITE;
+    type Config = Config;
+
+    fn schema() -> Value {
+        json!({
+            "type": "object",
+            "properties": {
+                "header": {"type": "string", "default": "authorization"},
+                "query": {"type": "string", "default": "jwt"},
+                "cookie": {"type": "string", "default": "jwt"},
+                "hide_credentials": {"type": "boolean", "default": false},
+                "key_claim_name": {"type": "string", "default": "key", "minLength": 1},
+                "store_in_ctx": {"type": "boolean", "default": false},
+                "realm": auth::realm_schema("jwt"),
+                "anonymous_consumer": auth::anonymous_schema(),
+                "claims_to_verify": {
+                    "type": "array",
+                    "items": {"type": "string", "enum": ["exp", "nbf"]},
+                    "uniqueItems": true
+                }
+            }
+        })
+    }
+
+    fn build(config: Config, env: &BuildEnv<'_>) -> Result<Self, String> {
+        let anonymous = config.anonymous_consumer;
+        Ok(Self {
+            header: HeaderName::try_from(config.header).ok(),
+            query: config.query.into(),
+            cookie: config.cookie.into(),
+            hide_credentials: config.hide_credentials,
+            key_claim_name: config.key_claim_name.into(),
+            claims_to_verify: config.claims_to_verify,
+            fallback: Fallback::new(Self::NAME, "Bearer", &config.realm, anonymous, env.compat)?,
+        })
+    }
+
+    fn apis() -> Vec<PublicApi> {
+        vec![sign::api()]
+    }
+
+    async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {
+        let Some((token, place)) = self.token(x) else {
+            return self.fallback.settle(x, Failure::missing("Missing JWT token in request"));
+        };
+        let found = self.verify(x.world, &token);
+        if self.hide_credentials {
+            self.hide(x, place);
+        }
+        match found {
+            Ok(found) => {
+                x.attach(found);
+                CONTINUE
+            }
+            Err(failure) => self.fallback.settle(x, failure),
+        }
+    }
+}
+
+impl AuthPlugin for Plugin {
+    type Credential = Credential;
+    const KEY: &'static str = "key";
+    const ENCRYPT_CREDENTIAL: &'static [&'static str] = &["secret"];
+
+    fn consumer_schema() -> Value {
+        let public =
+            ["RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512", "EdDSA"];
+        let all = ["HS256", "HS384", "HS512"].into_iter().chain(public).collect::<Vec<_>>();
+        json!({
+            "type": "object",
+            // Of several mistakes the first in this order is told, as APISIX does.
+            "properties": {
+                "algorithm": {"type": "string", "enum": all, "default": "HS256"},
+                "base64_secret": {"type": "boolean", "default": false},
+                "exp": {"type": "integer", "minimum": 1, "default": 86400},
+                "key": {"type": "string", "minLength": 1},
+                "secret": {"type": "string", "minLength": 1},
+                "lifetime_grace_period": {"type": "integer", "minimum": 0, "default": 0}
+            },
+            "dependencies": {
+                "algorithm": {
+                    "oneOf": [
+                        {"properties": {
+                            "algorithm": {"enum": ["HS256", "HS384", "HS512"], "default": "HS256"}
+                        }},
+                        {
+                            "properties": {
+                                "public_key": {"type": "string", "minLength": 1},
+                                "algorithm": {"enum": public}
+                            },
+                            "required": ["public_key"]
+                        }
+                    ]
+                }
+            },
+            "encrypt_fields": ["secret"],
+            "required": ["key"]
+        })
+    }
+
+    fn check_consumer(conf: &Value, env: &CheckEnv<'_>) -> Result<(), String> {
+        let text = |name: &str| conf.get(name).and_then(Value::as_str);
+        let symmetric = text("algorithm").is_none_or(|name| name.starts_with("HS"));
+        let secret = text("secret");
+        if symmetric && secret.is_none() {
+            return Err("property \"secret\" is required when using HS based algorithms".into());
+        }
+        let encoded = conf.get("base64_secret") == Some(&Value::Bool(true));
+        if let Some(secret) = secret.filter(|secret| encoded && !is_secret_ref(secret))
+            && base64::decode(secret.as_bytes()).is_none()
+        {
+            return Err("base64_secret required but the secret is not in base64 format".into());
+        }
+        if !symmetric && text("public_key").is_none() {
+            return Err("missing valid public key".into());
+        }
+        if !symmetric && env.compat.jwt_needs_private_key() && text("private_key").is_none() {
+            return Err("missing valid private key".into());
+        }
+        Ok(())
+    }
+
+    fn credential(conf: &Value, env: &BuildEnv<'_>) -> Result<Credential, String> {
+        let config = CredentialConfig::deserialize(conf).map_err(|e| e.to_string())?;
+        let algorithm = config.algorithm;
+        let keys = if algorithm.is_symmetric() {
+            let secret =
+                config.secret.ok_or("property \"secret\" is required when using HS based algorithms")?;
+            let secret = match config.base64_secret {
+                true => base64::decode(secret.as_bytes())
+                    .ok_or("base64_secret required but the secret is not in base64 format")?,
+                false => secret.into_bytes(),
+            };
+            Keys::Symmetric(Box::new(Secret::new(algorithm, &secret).ok_or("the secret cannot be used")?))
+        } else {
+            let public_pem = config.public_key.ok_or("missing valid public key")?;
+            Keys::Asymmetric {
+                public: PublicKey::parse(algorithm, &public_pem),
+                public_pem: public_pem.into(),
+                private: config.private_key.map(|pem| PrivateKey::parse(algorithm, &pem)),
+                genuine: env.carry.state("jwt-auth", || Seen::new(REMEMBERED)),
+            }
+        };
+        Ok(Credential { algorithm, keys, grace: config.lifetime_grace_period, lifetime: config.exp })
+    }
+}
+
+impl Plugin {
+    /// The token, wherever it stands; not text is taken for an unreadable token.
+    fn token<'x>(&self, x: &'x Exchange<'_>) -> Option<(Cow<'x, str>, Place)> {
+        if let Some(value) = auth::header(x, self.header.as_ref()) {
+            let value = std::str::from_utf8(value).unwrap_or_default();
+            let bare = value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer "));
+            return Some((bare.unwrap_or(value).into(), Place::Header));
+        }
+        match auth::query(x.args(), &self.query) {
+            Some(QueryValue::One(token)) => return Some((token, Place::Query)),
+            Some(QueryValue::Unusable) => return Some(("".into(), Place::Query)),
+            None => {}
+        }
+        let found = cookies(x).filter_map(|header| cookie::find(header, &self.cookie)).last()?;
+        Some((found.into(), Place::Cookie))
+    }
+
+    fn verify<'a>(&self, world: &'a dyn World, text: &str) -> Result<&'a Authenticated, Failure> {
+        let unreadable = || Failure::wrong(UNREADABLE, "JWT token invalid: invalid jwt string");
+        let token = Token::parse(text).ok_or_else(unreadable)?;
+        let [algorithm] = token.header(["alg"]).ok_or_else(unreadable)?;
+        let [key, exp, nbf] = token.payload([&self.key_claim_name, "exp", "nbf"]).ok_or_else(unreadable)?;
+        let found = match &key {
+            Member::Absent | Member::False => return Err(Failure::wrong(NO_KEY, NO_KEY)),
+            Member::Text(key) => world.find(<Self as contract::Plugin>::NAME, key),
+            Member::Number(_) | Member::Other => None,
+        };
+        let Some(found) = found else { return Err(unknown(world)) };
+        let Some(credential) = found.secret::<Credential>() else {
+            return Err(Failure::wrong(UNVERIFIED, "the consumer's side is of another plugin"));
+        };
+        credential.verify(&token, &algorithm, text).map_err(|reason| Failure::wrong(UNVERIFIED, reason))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as f64;
+        self.in_time(&exp, &nbf, now, credential.grace)
+            .map_err(|reason| Failure::wrong(UNVERIFIED, reason))?;
+        Ok(found)
+    }
+
+    /// APISIX: jwt-auth/parser.lua `verify_claims`.
+    fn in_time(&self, exp: &Member<'_>, nbf: &Member<'_>, now: f64, grace: f64) -> Result<(), &'static str> {
+        let listed = &self.claims_to_verify;
+        // No list means both, if they are there; a list means those, and they must be there.
+        let wanted = |claim| listed.is_empty() || listed.contains(&claim);
+        let (exp_wanted, nbf_wanted) = (wanted(Claim::Exp), wanted(Claim::Nbf));
+        match exp {
+            _ if !exp_wanted => {}
+            Member::Absent if listed.is_empty() => {}
+            Member::Absent => return Err("claim exp is missing"),
+            Member::Number(exp) if *exp > now - grace => {}
+            Member::Number(_) => return Err("'exp' claim expired"),
+            _ => return Err("claim exp is not a number"),
+        }
+        match nbf {
+            _ if !nbf_wanted => {}
+            Member::Absent if listed.is_empty() => {}
+            Member::Absent => return Err("claim nbf is missing"),
+            Member::Number(nbf) if *nbf < now + grace => {}
+            Member::Number(_) => return Err("'nbf' claim not valid yet"),
+            _ => return Err("claim nbf is not a number"),
+        }
+        Ok(())
+    }
+
+    fn hide(&self, x: &mut Exchange<'_>, place: Place) {
+        match place {
+            Place::Header => {
+                if let Some(header) = &self.header {
+                    x.remove_header(header);
+                }
+            }
+            Place::Query => auth::hide_query(x, &self.query),
+            Place::Cookie => self.hide_cookie(x),
+        }
+    }
+
+    fn hide_cookie(&self, x: &mut Exchange<'_>) {
+        let is_other = |pair: &&str| pair.split_once('=').is_none_or(|(name, _)| name != &*self.cookie);
+        let pairs = cookies(x).flat_map(|header| header.split(';')).map(str::trim);
+        let kept: Vec<&str> = pairs.filter(|pair| !pair.is_empty()).filter(is_other).collect();
+        match HeaderValue::try_from(kept.join("; ")) {
+            Ok(kept) if !kept.is_empty() => x.set_header(&COOKIE, kept),
+            _ => x.remove_header(&COOKIE),
+        }
+    }
+}
+
+fn unknown(world: &dyn World) -> Failure {
+    if world.has_any(<Plugin as contract::Plugin>::NAME) {
+        return Failure::wrong(UNKNOWN, "failed to find consumer: invalid user key");
+    }
+    Failure::wrong(world.compat().no_consumer(UNKNOWN), "no consumer has jwt-auth")
+}
+
+fn cookies<'x>(x: &'x Exchange<'_>) -> impl Iterator<Item = &'x str> {
+    let headers = x.session.req_header().headers.get_all(COOKIE);
+    headers.into_iter().filter_map(|value| std::str::from_utf8(value.as_bytes()).ok())
+}
+
+/// APISIX: `secret.lua is_secret_ref`.
+fn is_secret_ref(text: &str) -> bool {
+    let starts =
+        |prefix: &str| text.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix));
+    starts("$secret://") || starts("$env://")
+}
+
+impl Credential {
+    /// Whether the token is signed by this consumer, with its algorithm.
+    fn verify(&self, token: &Token<'_>, claimed: &Member<'_>, text: &str) -> Result<(), String> {
+        let name = self.algorithm.name();
+        if !matches!(claimed, Member::Text(claimed) if claimed == name) {
+            return Err(format!("algorithm mismatch, expected {name}"));
+        }
+        let signature = base64::decode_url(token.signature).ok_or("failed to decode signature")?;
+        let genuine = match &self.keys {
+            Keys::Symmetric(secret) => secret.verify(token.signed.as_bytes(), &signature),
+            Keys::Asymmetric { public, public_pem, genuine, .. } => {
+                let public = public.as_ref().map_err(Clone::clone)?;
+                // A hash costs a fraction of a signature by public key.
+                let print = genuine.fingerprint(&[name.as_bytes(), public_pem.as_bytes(), text.as_bytes()]);
+                let known = genuine.has(&print);
+                if !known && public.verify(token.signed.as_bytes(), &signature) {
+                    genuine.add(&print);
+                    return Ok(());
+                }
+                known
+            }
+        };
+        if genuine { Ok(()) } else { Err("signature mismatch".into()) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,37 @@
+//! What several plugins share.
+
+pub mod auth;
+pub mod base64;
+pub mod cjson;
+pub mod counter;
+pub mod header;
+pub mod limit;
+pub mod pcre;
+pub mod seen;
+pub mod substitute;
+
+/// Whether a configuration value only refers to a secret, so that it cannot be judged before it is resolved.
+/// APISIX: `secret.lua is_secret_ref`.
+pub fn is_secret_ref(text: &str) -> bool {
+    let starts =
+        |prefix: &str| text.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix));
+    starts("$secret://") || starts("$env://")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_secret_ref;
+
+    #[test]
+    fn tells_references() {
+        for (text, expected) in [
+            ("$secret://vault/1/a", true),
+            ("$ENV://KEY", true),
+            ("$env:/", false),
+            ("env://KEY", false),
+            ("", false),
+        ] {
+            assert_eq!(is_secret_ref(text), expected, "{text}");
+        }
+    }
+}
