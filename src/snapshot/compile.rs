@@ -1,0 +1,192 @@
+//! From a stored plugin configuration to a step of a chain.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::router::Mode;
+use crate::{
+    builtin::{self, Enabled},
+    compat::Compat,
+    plugin::{
+        chain::{Chain, Step},
+        contract::{HookFuture, Hooks, PublicApi},
+        def::PluginDef,
+        env::{BuildEnv, Carry, Origin, Registry},
+        exchange::Exchange,
+        meta::{self, Meta},
+        metrics::Metrics,
+        reply::CONTINUE,
+    },
+    secret::{self, Reference, ResolveError, Revealed, encryption::Keyring},
+    settings::fault::nearest,
+    upstream::conf::UpstreamDefaults,
+};
+
+/// What compilation needs and what lives as long as the process.
+pub struct Env {
+    /// The enabled plugins.
+    pub registry: Enabled,
+    /// The APISIX whose texts are spoken.
+    pub compat: Compat,
+    /// `apisix.router.http`.
+    pub mode: Mode,
+    /// Decrypts fields that the Admin API encrypted; `None` when encryption is off.
+    pub keyring: Option<Keyring>,
+    /// State that outlives snapshots.
+    pub carry: Carry,
+    /// Metrics that plugins feed.
+    pub metrics: Arc<Metrics>,
+    /// What upstreams share.
+    pub upstream: UpstreamDefaults,
+    /// Endpoints behind `public-api`.
+    pub apis: Vec<PublicApi>,
+}
+
+/// Compiles the plugins of one resource. Steps of `old` whose configuration did not change are kept: their
+/// counters go on.
+///
+/// # Errors
+/// The first plugin that cannot be compiled: `failed to check the configuration of plugin NAME err: …`.
+pub fn chain(
+    env: &Env,
+    origin: &Origin,
+    plugins: &Map<String, Value>,
+    metadata: &dyn Fn(&str) -> Option<Value>,
+    old: Option<&Chain>,
+) -> Result<Chain, String> {
+    let mut steps = Vec::with_capacity(plugins.len());
+    for (name, conf) in plugins {
+        let Some(def) = env.registry.find(name) else {
+            absent(name, origin)?;
+            continue;
+        };
+        steps.push(step(env, origin, def, conf, metadata(name), old)?);
+    }
+    Ok(Chain::new(steps))
+}
+
+/// A plugin that config.yaml switches off is left out, as in APISIX.
+///
+/// Differs from APISIX: one that does not exist at all makes its resource a bad one. What was meant may have been
+/// authentication, and a route without it would be open.
+fn absent(name: &str, origin: &Origin) -> Result<(), String> {
+    let known = || builtin::REGISTRY.iter().map(|def| def.name);
+    if known().any(|known| known == name) {
+        tracing::warn!(plugin = %name, %origin, "plugin is not enabled; it does not run");
+        return Ok(());
+    }
+    let hint = nearest(name, known()).map(|near| format!(", did you mean {near}?")).unwrap_or_default();
+    Err(format!("unknown plugin [{name}]{hint}"))
+}
+
+fn step(
+    env: &Env,
+    origin: &Origin,
+    def: &'static PluginDef,
+    conf: &Value,
+    metadata: Option<Value>,
+    old: Option<&Chain>,
+) -> Result<Arc<Step>, String> {
+    let source = source(conf, metadata.as_ref());
+    let same =
+        |step: &&Arc<Step>| step.def.name == def.name && step.origin == *origin && *step.source == *source;
+    let kept = old.and_then(|chain| chain.steps().iter().find(same));
+    if let Some(step) = kept {
+        return Ok(step.clone());
+    }
+    let fault = |e: String| format!("failed to check the configuration of plugin {} err: {e}", def.name);
+    let meta = Meta::compile(conf).map_err(fault)?;
+    let hooks: Box<dyn Hooks> = if meta.disable {
+        Box::new(Disabled)
+    } else {
+        let mut conf = conf.clone();
+        reveal(env, &mut conf, def.encrypt);
+        let build = build_env(env, origin, def.name, metadata.as_ref());
+        def.build(conf, &build).map_err(fault)?
+    };
+    Ok(Arc::new(Step { def, meta, hooks, origin: origin.clone(), source: source.into() }))
+}
+
+/// What a plugin's build may see.
+pub fn build_env<'a>(
+    env: &'a Env,
+    origin: &'a Origin,
+    name: &str,
+    metadata: Option<&'a Value>,
+) -> BuildEnv<'a> {
+    BuildEnv {
+        origin,
+        metadata,
+        attr: env.registry.attr(name),
+        registry: &env.registry,
+        compat: env.compat,
+        carry: &env.carry,
+        metrics: &env.metrics,
+    }
+}
+
+/// Decrypts secret fields and resolves references. What does not resolve stays as it is, as in APISIX, and is
+/// logged by name, never by value. Says whether everything resolved.
+pub fn reveal(env: &Env, conf: &mut Value, encrypted: &[&str]) -> bool {
+    if let Some(keyring) = &env.keyring {
+        keyring.decrypt_fields(conf, encrypted);
+    }
+    let unresolved = secret::resolve_in(conf, resolve);
+    for one in &unresolved {
+        tracing::warn!(reference = %one.reference, at = %one.pointer, error = %one.error, "secret reference does not resolve");
+    }
+    unresolved.is_empty()
+}
+
+/// Environment variables are known at once; other managers are asked elsewhere, never while compiling.
+fn resolve(reference: &Reference) -> Result<Revealed, ResolveError> {
+    match reference {
+        Reference::Env { name, field } => {
+            secret::resolve_env(name, field.as_deref(), |name| std::env::var(name).ok())
+        }
+        Reference::Secret(secret) => Err(ResolveError::Source {
+            manager: secret.manager.clone(),
+            why: "secret managers are not supported yet".into(),
+        }),
+    }
+}
+
+fn source(conf: &Value, metadata: Option<&Value>) -> String {
+    match metadata {
+        Some(metadata) => format!("{conf}\n{metadata}"),
+        None => conf.to_string(),
+    }
+}
+
+/// Checks that a plugin map compiles, without keeping anything: the dry run of the Admin API.
+///
+/// # Errors
+/// As [`chain`].
+pub fn dry_run(env: &Env, origin: &Origin, plugins: &Map<String, Value>) -> Result<(), String> {
+    for (name, conf) in plugins {
+        let Some(def) = env.registry.find(name) else { continue };
+        if !meta::disabled(conf) {
+            step(env, origin, def, conf, None, None)?;
+        }
+    }
+    Ok(())
+}
+
+/// Stands for a plugin that `_meta.disable` switches off, whose configuration may be anything.
+struct Disabled;
+
+impl Hooks for Disabled {
+    fn rewrite<'a>(&'a self, _: &'a mut Exchange<'_>) -> HookFuture<'a> {
+        Box::pin(async { CONTINUE })
+    }
+    fn access<'a>(&'a self, _: &'a mut Exchange<'_>) -> HookFuture<'a> {
+        Box::pin(async { CONTINUE })
+    }
+    fn before_proxy<'a>(&'a self, _: &'a mut Exchange<'_>) -> HookFuture<'a> {
+        Box::pin(async { CONTINUE })
+    }
+    fn header_filter(&self, _: &mut Exchange<'_>, _: &mut pingora::http::ResponseHeader) {}
+    fn body_filter(&self, _: &mut Exchange<'_>, _: &mut Option<bytes::Bytes>, _: bool) {}
+    fn log(&self, _: &mut Exchange<'_>) {}
+}

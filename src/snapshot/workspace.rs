@@ -1,0 +1,609 @@
+//! Derives the next snapshot from the running one and what changed.
+//!
+//! What depends on a changed resource is compiled again, nothing else: a route when its service or plugin config
+//! changes, but not when its upstream does. A resource that does not compile keeps its last good version, and its
+//! fault is remembered until it is mended. Owned by the control loop; nothing here runs per request.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use serde_json::Value;
+
+use super::{
+    Fault, Route, RouteUpstream, Snapshot,
+    compile::{self, Env},
+    consumers::{self, Claimed},
+    router::{MethodSet, Rule},
+    upstreams,
+};
+use crate::{
+    net::ip_set::IpSet,
+    plugin::{
+        chain::Chain,
+        consumer::{Authenticated, Consumer},
+        env::Origin,
+        request::RouteMeta,
+    },
+    resource::{self, Key, Kind},
+    store::{Change, Entry, Event},
+    upstream::{Upstream, conf::TimeoutConf},
+    vars::expr::Expr,
+};
+
+/// See the module.
+pub struct Workspace {
+    env: Arc<Env>,
+    raw: HashMap<Key, Raw>,
+    /// Compiled plugins of services and plugin configs, shared by their routes; and of global rules.
+    chains: HashMap<Key, Chain>,
+    /// Compiled inline upstreams of services.
+    service_upstreams: HashMap<Arc<str>, Arc<Upstream>>,
+    rules: HashMap<Arc<str>, Arc<Rule<Arc<Route>>>>,
+    /// Routes by the service or plugin config they name.
+    users: HashMap<Key, HashSet<Arc<str>>>,
+    claimed: Claimed,
+    faults: BTreeMap<Key, String>,
+    next_order: u64,
+    snapshot: Snapshot,
+}
+
+struct Raw {
+    text: Arc<str>,
+    modified: u64,
+    /// Position among the resources of its kind: APISIX's last tie-break between routes.
+    order: u64,
+    /// What this resource names: its service and plugin config.
+    names: Vec<Key>,
+}
+
+impl Workspace {
+    /// An empty configuration.
+    pub fn new(env: Arc<Env>) -> Self {
+        let snapshot = Snapshot::empty(env.clone());
+        Self {
+            env,
+            raw: HashMap::new(),
+            chains: HashMap::new(),
+            service_upstreams: HashMap::new(),
+            rules: HashMap::new(),
+            users: HashMap::new(),
+            claimed: HashMap::new(),
+            faults: BTreeMap::new(),
+            next_order: 0,
+            snapshot,
+        }
+    }
+
+    /// Resources that do not compile, and why.
+    pub fn faults(&self) -> &BTreeMap<Key, String> {
+        &self.faults
+    }
+
+    /// How many resources of a kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.raw.keys().filter(|key| key.kind() == kind).count()
+    }
+
+    /// The compiled upstream that a route, service or upstream holds itself; a route may have its service's.
+    pub fn upstream_of(&self, key: &Key) -> Option<&Arc<Upstream>> {
+        match key.kind() {
+            Kind::Upstream => self.snapshot.upstreams.get(key.id()),
+            Kind::Service => self.service_upstreams.get(key.id()),
+            Kind::Route => match &self.rules.get(key.id())?.target.upstream {
+                RouteUpstream::Inline(upstream) => Some(upstream),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Every upstream by the path that the control API names it by: those with an id, and those written into
+    /// services and routes.
+    pub fn upstreams(&self) -> impl Iterator<Item = (String, Arc<Upstream>)> + '_ {
+        let by_id = self
+            .snapshot
+            .upstreams
+            .iter()
+            .map(|(id, upstream)| (format!("/upstreams/{id}"), upstream.clone()));
+        let of_services =
+            self.service_upstreams.iter().map(|(id, upstream)| (format!("/services/{id}"), upstream.clone()));
+        let of_routes = self.rules.iter().filter_map(|(id, rule)| match &rule.target.upstream {
+            RouteUpstream::Inline(upstream) if upstream.has_checks() => {
+                Some((format!("/routes/{id}"), upstream.clone()))
+            }
+            _ => None,
+        });
+        by_id.chain(of_services).chain(of_routes).filter(|(_, upstream)| upstream.has_checks())
+    }
+
+    /// The snapshot as it stands.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::new(self.snapshot.clone())
+    }
+
+    /// Takes events in and compiles what they touch.
+    pub fn apply(&mut self, events: Vec<Event>) {
+        let mut dirty = BTreeSet::new();
+        for event in events {
+            match event {
+                Event::Reset { entries, revision } => {
+                    self.reset(entries, &mut dirty);
+                    self.snapshot.revision = revision;
+                }
+                Event::Changes { changes, revision } => {
+                    for change in changes {
+                        self.take(change, &mut dirty);
+                    }
+                    self.snapshot.revision = revision;
+                }
+            }
+        }
+        self.compile(dirty);
+    }
+
+    /// A reset is a set of changes: what is the same as before is not compiled again.
+    fn reset(&mut self, entries: Vec<Entry>, dirty: &mut BTreeSet<Key>) {
+        let kept: HashSet<&Key> = entries.iter().map(|entry| &entry.key).collect();
+        let gone: Vec<Key> = self.raw.keys().filter(|key| !kept.contains(key)).cloned().collect();
+        for key in gone {
+            self.take(Change::Delete(key), dirty);
+        }
+        // APISIX reads a directory in the order of its keys.
+        let mut entries = entries;
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        for entry in entries {
+            self.take(Change::Put(entry), dirty);
+        }
+    }
+
+    fn take(&mut self, change: Change, dirty: &mut BTreeSet<Key>) {
+        match change {
+            Change::Put(entry) => {
+                let old = self.raw.get(&entry.key);
+                if old.is_some_and(|old| old.modified == entry.modified && old.text == entry.value) {
+                    return;
+                }
+                let order = old.map_or(self.next_order, |old| old.order);
+                self.next_order = self.next_order.max(order + 1);
+                dirty.insert(entry.key.clone());
+                let raw = Raw { text: entry.value, modified: entry.modified, order, names: Vec::new() };
+                if let Some(old) = self.raw.insert(entry.key.clone(), raw) {
+                    self.forget_users(&entry.key, &old.names);
+                }
+            }
+            Change::Delete(key) => {
+                if let Some(old) = self.raw.remove(&key) {
+                    self.forget_users(&key, &old.names);
+                    dirty.insert(key);
+                }
+            }
+        }
+    }
+
+    fn forget_users(&mut self, key: &Key, names: &[Key]) {
+        for name in names {
+            if let Some(users) = self.users.get_mut(name) {
+                users.remove(key.id());
+            }
+        }
+    }
+
+    /// Compiles in the order of dependence: what routes are made of comes before them.
+    fn compile(&mut self, mut dirty: BTreeSet<Key>) {
+        self.spread(&mut dirty);
+        let rank = |kind: Kind| match kind {
+            Kind::PluginMetadata | Kind::Secret | Kind::Proto | Kind::Ssl | Kind::StreamRoute => 0,
+            Kind::Upstream | Kind::PluginConfig | Kind::Service | Kind::ConsumerGroup | Kind::GlobalRule => 1,
+            Kind::Consumer => 2,
+            Kind::Credential => 3,
+            Kind::Route => 4,
+        };
+        let mut order: Vec<Key> = dirty.into_iter().collect();
+        order.sort_by_key(|key| rank(key.kind()));
+        let mut globals_changed = false;
+        for key in order {
+            globals_changed |= key.kind() == Kind::GlobalRule;
+            match self.one(&key) {
+                Ok(()) => {
+                    self.faults.remove(&key);
+                }
+                Err(why) => {
+                    tracing::error!(resource = %key, error = %why, "resource does not compile; its last good version stays");
+                    self.faults.insert(key, why);
+                }
+            }
+        }
+        if globals_changed {
+            self.merge_global_rules();
+        }
+    }
+
+    /// Adds what depends on what changed.
+    fn spread(&self, dirty: &mut BTreeSet<Key>) {
+        if dirty.iter().any(|key| key.kind() == Kind::PluginMetadata) {
+            // Rare, and any plugin anywhere may read it; unchanged steps are kept all the same.
+            dirty.extend(self.raw.keys().cloned());
+            return;
+        }
+        let users: Vec<Key> = dirty
+            .iter()
+            .filter_map(|key| self.users.get(key))
+            .flatten()
+            .map(|route| Key::new(Kind::Route, route.clone()))
+            .collect();
+        let credentials = self.credentials_of_changed(dirty);
+        dirty.extend(users);
+        dirty.extend(credentials);
+    }
+
+    /// A credential holds its consumer, so it follows the consumer's changes.
+    fn credentials_of_changed(&self, dirty: &BTreeSet<Key>) -> Vec<Key> {
+        let changed: HashSet<&str> =
+            dirty.iter().filter(|key| key.kind() == Kind::Consumer).map(|key| key.id()).collect();
+        if changed.is_empty() {
+            return Vec::new();
+        }
+        let credentials = self.raw.keys().filter(|key| key.kind() == Kind::Credential);
+        credentials.filter(|key| key.consumer().is_some_and(|name| changed.contains(name))).cloned().collect()
+    }
+
+    fn one(&mut self, key: &Key) -> Result<(), String> {
+        let value = match self.raw.get(key) {
+            Some(raw) => Some(serde_json::from_str::<Value>(&raw.text).map_err(|e| e.to_string())?),
+            None => None,
+        };
+        match key.kind() {
+            Kind::Route => self.route(key, value),
+            Kind::Service => self.service(key, value),
+            Kind::Upstream => self.upstream(key, value),
+            Kind::Consumer => self.consumer(key, value),
+            Kind::Credential => self.credential(key, value),
+            Kind::ConsumerGroup => self.consumer_group(key, value),
+            Kind::PluginConfig | Kind::GlobalRule => self.plugins_of(key, value.as_ref()),
+            Kind::PluginMetadata | Kind::Ssl | Kind::Secret | Kind::Proto | Kind::StreamRoute => Ok(()),
+        }
+    }
+
+    fn metadata(&self) -> impl Fn(&str) -> Option<Value> + '_ {
+        |name| {
+            let raw = self.raw.get(&Key::new(Kind::PluginMetadata, name))?;
+            serde_json::from_str(&raw.text).ok()
+        }
+    }
+
+    fn chain(&self, key: &Key, value: &Value, old: Option<&Chain>) -> Result<Chain, String> {
+        match value.get("plugins") {
+            Some(Value::Object(plugins)) if !plugins.is_empty() => {
+                compile::chain(&self.env, &origin(key), plugins, &self.metadata(), old)
+            }
+            _ => Ok(Chain::default()),
+        }
+    }
+
+    /// Compiles the plugins of a resource that is a set of plugins and nothing more.
+    fn plugins_of(&mut self, key: &Key, value: Option<&Value>) -> Result<(), String> {
+        let Some(value) = value else {
+            self.chains.remove(key);
+            return Ok(());
+        };
+        let chain = self.chain(key, value, self.chains.get(key))?;
+        self.chains.insert(key.clone(), chain);
+        Ok(())
+    }
+
+    fn service(&mut self, key: &Key, value: Option<Value>) -> Result<(), String> {
+        self.plugins_of(key, value.as_ref())?;
+        let service =
+            value.map(|value| resource::parse::<resource::Service>(&value)).transpose().map_err(text)?;
+        match service.and_then(|service| service.upstream) {
+            Some(conf) => {
+                let old = self.service_upstreams.get(key.id());
+                let upstream = upstreams::compile(&self.env, &conf, old)?;
+                self.service_upstreams.insert(key.shared_id(), upstream);
+            }
+            None => {
+                self.service_upstreams.remove(key.id());
+            }
+        }
+        Ok(())
+    }
+
+    fn upstream(&mut self, key: &Key, value: Option<Value>) -> Result<(), String> {
+        let Some(value) = value else {
+            self.snapshot.upstreams.remove(key.id());
+            return Ok(());
+        };
+        let conf = resource::parse::<resource::Upstream>(&value).map_err(text)?;
+        let upstream = upstreams::compile(&self.env, &conf, self.snapshot.upstreams.get(key.id()))?;
+        self.snapshot.upstreams.insert(key.shared_id(), upstream);
+        Ok(())
+    }
+
+    fn consumer_group(&mut self, key: &Key, value: Option<Value>) -> Result<(), String> {
+        let Some(value) = value else {
+            self.snapshot.groups.remove(key.id());
+            return Ok(());
+        };
+        let chain = self.chain(key, &value, self.snapshot.groups.get(key.id()))?;
+        self.snapshot.groups.insert(key.shared_id(), chain);
+        Ok(())
+    }
+
+    fn consumer(&mut self, key: &Key, value: Option<Value>) -> Result<(), String> {
+        let Some(value) = value else {
+            self.release(key);
+            self.snapshot.consumers.remove(key.id());
+            return Ok(());
+        };
+        let conf = resource::parse::<resource::Consumer>(&value).map_err(text)?;
+        let old = self.snapshot.consumers.by_name(key.id()).map(|consumer| consumer.plugins.clone());
+        let (secrets, plugins) =
+            consumers::compile(&self.env, &origin(key), &conf.plugins, &self.metadata(), old.as_ref())?;
+        let custom_id = conf.labels.get("custom_id").and_then(|id| consumers::header(id));
+        let consumer = Arc::new(Consumer {
+            username: key.shared_id(),
+            header: consumers::header(key.id()).ok_or("the username does not fit into a header")?,
+            custom_id,
+            group_id: conf.group_id.map(|id| id.0),
+            labels: value.get("labels").cloned().unwrap_or_default(),
+            plugins,
+        });
+        self.snapshot.consumers.insert(consumer.clone());
+        self.claim(key, secrets, &consumer, None);
+        Ok(())
+    }
+
+    fn credential(&mut self, key: &Key, value: Option<Value>) -> Result<(), String> {
+        let consumer = key.consumer().and_then(|name| self.snapshot.consumers.by_name(name)).cloned();
+        let (Some(value), Some(consumer)) = (value, consumer) else {
+            self.release(key);
+            return Ok(());
+        };
+        let conf = resource::parse::<resource::Credential>(&value).map_err(text)?;
+        let (secrets, _) =
+            consumers::compile(&self.env, &origin(key), &conf.plugins, &self.metadata(), None)?;
+        let id: Arc<str> = key.own_id().into();
+        let header = consumers::header(&id).ok_or("the id does not fit into a header")?;
+        self.claim(key, secrets, &consumer, Some((id, header)));
+        Ok(())
+    }
+
+    fn claim(
+        &mut self,
+        key: &Key,
+        secrets: consumers::Secrets,
+        consumer: &Arc<Consumer>,
+        credential: Option<(Arc<str>, http::HeaderValue)>,
+    ) {
+        self.release(key);
+        let mut claimed = Vec::with_capacity(secrets.len());
+        for (plugin, name, secret) in secrets {
+            let who = Authenticated { consumer: consumer.clone(), credential: credential.clone(), secret };
+            self.snapshot.consumers.claim(plugin, name.clone(), key.clone(), Arc::new(who));
+            claimed.push((plugin, name));
+        }
+        if !claimed.is_empty() {
+            self.claimed.insert(key.clone(), claimed);
+        }
+    }
+
+    fn release(&mut self, key: &Key) {
+        for (plugin, name) in self.claimed.remove(key).unwrap_or_default() {
+            self.snapshot.consumers.release(plugin, name, key);
+        }
+    }
+
+    /// APISIX drops a plugin that two global rules have: neither runs. `plugin.lua merge_global_rules`.
+    fn merge_global_rules(&mut self) {
+        let mut rules: Vec<(&Key, &Chain)> =
+            self.chains.iter().filter(|(key, _)| key.kind() == Kind::GlobalRule).collect();
+        rules.sort_by_key(|(key, _)| *key);
+        let mut seen: HashMap<&str, usize> = HashMap::new();
+        for (_, chain) in &rules {
+            for step in chain.steps() {
+                *seen.entry(step.def.name).or_default() += 1;
+            }
+        }
+        let steps = rules.iter().flat_map(|(_, chain)| chain.steps()).filter(|step| seen[step.def.name] == 1);
+        self.snapshot.global = Chain::new(steps.cloned().collect());
+    }
+
+    fn route(&mut self, key: &Key, value: Option<Value>) -> Result<(), String> {
+        let Some(value) = value else {
+            if let Some(rule) = self.rules.remove(key.id()) {
+                self.snapshot.router.remove(&rule);
+            }
+            return Ok(());
+        };
+        let conf = resource::parse::<resource::Route>(&value).map_err(text)?;
+        self.note_names(key, &conf);
+        let rule = if conf.status == 0 { None } else { Some(self.rule(key, &value, conf)?) };
+        if let Some(old) = self.rules.remove(key.id()) {
+            self.snapshot.router.remove(&old);
+        }
+        if let Some(rule) = rule {
+            let rule = Arc::new(rule);
+            self.snapshot.router.insert(rule.clone());
+            self.rules.insert(key.shared_id(), rule);
+        }
+        Ok(())
+    }
+
+    fn note_names(&mut self, key: &Key, conf: &resource::Route) {
+        let service = conf.service_id.as_ref().map(|id| Key::new(Kind::Service, id.0.clone()));
+        let plugin_config =
+            conf.plugin_config_id.as_ref().map(|id| Key::new(Kind::PluginConfig, id.0.clone()));
+        let names: Vec<Key> = service.into_iter().chain(plugin_config).collect();
+        for name in &names {
+            self.users.entry(name.clone()).or_default().insert(key.shared_id());
+        }
+        if let Some(raw) = self.raw.get_mut(key) {
+            raw.names = names;
+        }
+    }
+
+    fn rule(&self, key: &Key, value: &Value, conf: resource::Route) -> Result<Rule<Arc<Route>>, String> {
+        let service = self.service_of(&conf)?;
+        let paths =
+            if conf.uris.is_empty() { conf.uri.clone().into_iter().collect() } else { conf.uris.clone() };
+        let hosts = match (&conf.hosts, &conf.host, &service) {
+            (hosts, ..) if !hosts.is_empty() => Some(hosts.clone()),
+            (_, Some(host), _) => Some(vec![host.clone()]),
+            (.., Some(service)) if !service.hosts.is_empty() => Some(service.hosts.clone()),
+            _ => None,
+        };
+        let addresses: Vec<&str> =
+            conf.remote_addrs.iter().chain(&conf.remote_addr).map(String::as_str).collect();
+        let methods = conf
+            .methods
+            .iter()
+            .map(|name| MethodSet::from_name(name))
+            .fold(MethodSet::EMPTY, |all, one| all | one);
+        let route =
+            self.compiled(key, value, &conf, service.as_ref(), &paths, hosts.as_deref().unwrap_or_default())?;
+        let mut rule = Rule::new(key.shared_id(), &paths, Arc::new(route));
+        if let Some(hosts) = &hosts {
+            rule = rule.with_hosts(hosts);
+        }
+        rule.methods = methods;
+        rule.remote_addrs = match addresses.is_empty() {
+            true => None,
+            false => Some(Arc::new(IpSet::parse(addresses)?)),
+        };
+        rule.priority = conf.priority;
+        rule.order = self.raw.get(key).map_or(0, |raw| raw.order);
+        Ok(rule)
+    }
+
+    fn service_of(&self, conf: &resource::Route) -> Result<Option<resource::Service>, String> {
+        let Some(id) = &conf.service_id else { return Ok(None) };
+        let Some(raw) = self.raw.get(&Key::new(Kind::Service, id.0.clone())) else { return Ok(None) };
+        let value: Value = serde_json::from_str(&raw.text).map_err(|e| e.to_string())?;
+        resource::parse(&value).map(Some).map_err(text)
+    }
+
+    fn compiled(
+        &self,
+        key: &Key,
+        value: &Value,
+        conf: &resource::Route,
+        service: Option<&resource::Service>,
+        paths: &[String],
+        hosts: &[String],
+    ) -> Result<Route, String> {
+        let old = self.rules.get(key.id()).map(|rule| rule.target.clone());
+        let own = self.chain(key, value, old.as_ref().map(|old| &old.chain))?;
+        let under = |kind, id: &Option<resource::typed::Id>| match id {
+            Some(id) => self.chains.get(&Key::new(kind, id.0.clone())),
+            None => None,
+        };
+        let mut chain = under(Kind::Service, &conf.service_id).cloned().unwrap_or_default();
+        if let Some(plugins) = under(Kind::PluginConfig, &conf.plugin_config_id) {
+            chain = chain.overlaid(plugins);
+        }
+        Ok(Route {
+            meta: Arc::new(RouteMeta {
+                id: key.shared_id(),
+                name: conf.name.as_deref().map(Arc::from),
+                service_id: service.and(conf.service_id.as_ref()).map(|id| id.0.clone()),
+                service_name: service.and_then(|service| service.name.as_deref()).map(Arc::from),
+                paths: paths.iter().map(|path| path.as_str().into()).collect(),
+                hosts: hosts.iter().map(|host| host.as_str().into()).collect(),
+            }),
+            chain: chain.overlaid(&own),
+            upstream: self.route_upstream(conf, service, old.as_deref())?,
+            timeout: conf.timeout.map(|t| TimeoutConf { connect: t.connect, send: t.send, read: t.read }),
+            websocket: conf
+                .enable_websocket
+                .or(service.and_then(|service| service.enable_websocket))
+                .unwrap_or(false),
+            vars: condition(conf)?,
+            fault: self.fault(conf, service),
+        })
+    }
+
+    fn fault(&self, conf: &resource::Route, service: Option<&resource::Service>) -> Option<Fault> {
+        let missing = |kind, id: &Option<resource::typed::Id>| match id {
+            Some(id) => !self.raw.contains_key(&Key::new(kind, id.0.clone())),
+            None => false,
+        };
+        if missing(Kind::PluginConfig, &conf.plugin_config_id) {
+            return Some(Fault::PluginConfigMissing);
+        }
+        (conf.service_id.is_some() && service.is_none()).then_some(Fault::ServiceMissing)
+    }
+
+    /// The route's own upstream wins over the service's. APISIX: `plugin.lua merge_service_route`.
+    fn route_upstream(
+        &self,
+        conf: &resource::Route,
+        service: Option<&resource::Service>,
+        old: Option<&Route>,
+    ) -> Result<RouteUpstream, String> {
+        if let Some(id) = &conf.upstream_id {
+            return Ok(RouteUpstream::Id(id.0.clone()));
+        }
+        if let Some(upstream) = &conf.upstream {
+            let old = match old.map(|old| &old.upstream) {
+                Some(RouteUpstream::Inline(upstream)) => Some(upstream),
+                _ => None,
+            };
+            return Ok(RouteUpstream::Inline(upstreams::compile(&self.env, upstream, old)?));
+        }
+        let Some(service) = service else { return Ok(RouteUpstream::None) };
+        if let Some(id) = &service.upstream_id {
+            return Ok(RouteUpstream::Id(id.0.clone()));
+        }
+        let inline = conf.service_id.as_ref().and_then(|id| self.service_upstreams.get(&id.0));
+        Ok(inline.map_or(RouteUpstream::None, |upstream| RouteUpstream::Inline(upstream.clone())))
+    }
+}
+
+/// Checks that a resource compiles by itself, keeping nothing: the dry run of the Admin API.
+///
+/// # Errors
+/// What is wrong, in the words of the Admin API.
+pub fn check(env: &Env, key: &Key, value: &Value) -> Result<(), String> {
+    if let Some(Value::Object(plugins)) = value.get("plugins") {
+        match key.kind() {
+            Kind::Consumer | Kind::Credential => {
+                consumers::compile(env, &origin(key), plugins, &|_| None, None).map(drop)?;
+            }
+            _ => compile::dry_run(env, &origin(key), plugins)?,
+        }
+    }
+    match key.kind() {
+        Kind::Route => {
+            let conf = resource::parse::<resource::Route>(value).map_err(text)?;
+            condition(&conf)?;
+            conf.upstream.as_ref().map(|upstream| upstreams::check(env, upstream)).transpose().map(drop)
+        }
+        Kind::Service => {
+            let conf = resource::parse::<resource::Service>(value).map_err(text)?;
+            conf.upstream.as_ref().map(|upstream| upstreams::check(env, upstream)).transpose().map(drop)
+        }
+        Kind::Upstream => upstreams::check(env, &resource::parse::<resource::Upstream>(value).map_err(text)?),
+        _ => Ok(()),
+    }
+}
+
+fn condition(conf: &resource::Route) -> Result<Option<Expr>, String> {
+    if conf.filter_func.is_some() {
+        return Err("filter_func is Lua code, which does not run here: write the condition as vars".into());
+    }
+    if conf.vars.is_empty() {
+        return Ok(None);
+    }
+    let vars = Expr::parse(&Value::Array(conf.vars.clone()));
+    vars.map(Some).map_err(|e| format!("failed to validate the 'vars' expression: {e}"))
+}
+
+fn origin(key: &Key) -> Origin {
+    Origin { kind: key.kind().schema_name(), id: key.shared_id() }
+}
+
+fn text(e: impl std::fmt::Display) -> String {
+    e.to_string()
+}
