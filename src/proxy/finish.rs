@@ -1,0 +1,29 @@
+//! The end of an exchange: log hooks, access log, metrics.
+
+use pingora_proxy::Session;
+
+use super::{Ctx, Gateway};
+use crate::plugin::exchange::Exchange;
+
+/// Runs once per request, after the client has its answer or is gone.
+pub fn finish(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) {
+    if let Some(last) = ctx.request.upstream.tries.last_mut() {
+        let total = last.began.elapsed();
+        last.total.get_or_insert(total);
+    }
+    let written = session.response_written().map(|head| head.status.as_u16());
+    // nginx's 499: the client went away before there was an answer.
+    let status = written.or(ctx.request.status).unwrap_or(499);
+    ctx.request.status = Some(status);
+    if let (Some(upstream), Some(picked)) = (&ctx.upstream, ctx.current.take()) {
+        let latency = ctx.request.upstream.tries.last().and_then(|last| last.total).unwrap_or_default();
+        upstream.finish(picked, status, latency);
+    }
+    let Some(snapshot) = ctx.snapshot.clone() else { return };
+    let mut x = Exchange::new(session, &mut ctx.request, &*snapshot);
+    snapshot.global.log(&mut x, Some(&ctx.chain));
+    ctx.chain.log(&mut x, None);
+    if let Some(log) = &gateway.access_log {
+        log.write(&x);
+    }
+}

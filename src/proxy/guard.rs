@@ -1,0 +1,359 @@
+//! What is refused before anything looks at a request, and where its client and path are found out.
+//!
+//! Pingora leaves these to the application: it takes bare line feeds, drops a Content-Length beside a
+//! Transfer-Encoding, and hands paths on as they came. Ambiguity ends here and is never forwarded.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::atomic::Ordering,
+};
+
+use http::{HeaderMap, HeaderName, Version, header};
+use pingora_proxy::Session;
+
+use super::options::{Options, RealIp};
+use crate::{
+    net::{escape::escape_uri_control_chars, host, uri},
+    plugin::{reply::Reply, request::RequestCtx},
+};
+
+/// Checks the request's shape and fills in what follows from its head and its connection.
+///
+/// # Errors
+/// The reply for a request that goes no further; its connection is closed.
+pub fn admit(session: &mut Session, ctx: &mut RequestCtx, options: &Options) -> Result<(), Reply> {
+    if let Err(reply) = inspect(session, ctx, options) {
+        session.as_downstream_mut().set_keepalive(None);
+        return Err(reply);
+    }
+    bound_connection(session, options);
+    Ok(())
+}
+
+fn inspect(session: &mut Session, ctx: &mut RequestCtx, options: &Options) -> Result<(), Reply> {
+    if let Some(http1) = session.as_downstream().as_http1() {
+        let head = http1.get_headers_raw_bytes();
+        size(&head, options)?;
+        framing(&head)?;
+    }
+    addresses(session, ctx, options);
+    authority(session)?;
+    path(session, ctx, options)?;
+    body_size(session, options)
+}
+
+/// Idle keep-alive and slow peers are bounded: Pingora by itself waits for ever after the first request.
+fn bound_connection(session: &mut Session, options: &Options) {
+    let downstream = session.as_downstream_mut();
+    if downstream.get_keepalive().is_some() {
+        let draining = options.draining.load(Ordering::Relaxed);
+        let seconds = if draining { 0 } else { options.keepalive.as_secs() };
+        downstream.set_keepalive((seconds > 0).then_some(seconds));
+    }
+    downstream.set_read_timeout(Some(options.body_timeout));
+    downstream.set_write_timeout(Some(options.send_timeout));
+}
+
+/// nginx: `large_client_header_buffers`.
+fn size(head: &[u8], options: &Options) -> Result<(), Reply> {
+    let line = head.iter().position(|byte| *byte == b'\n').unwrap_or(head.len());
+    if line > options.max_request_line {
+        return Err(Reply::status(414).because("request line too long"));
+    }
+    if head.len() > options.max_head {
+        return Err(Reply::status(431).because("request head too large"));
+    }
+    Ok(())
+}
+
+/// RFC 9112 §2.2 lets a recipient take a bare LF; the next hop may not, so it is refused. The same for folded
+/// lines (§5.2) and for two framings at once (§6.1).
+fn framing(head: &[u8]) -> Result<(), Reply> {
+    let mut once = [0u8; ONCE.len()];
+    let mut start = 0;
+    for (at, _) in head.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
+        if at == 0 || head[at - 1] != b'\r' {
+            return Err(refuse("bare line feed in the request head"));
+        }
+        let line = &head[start..at - 1];
+        match line.first() {
+            Some(b' ' | b'\t') => return Err(refuse("folded header line")),
+            Some(first) if ONCE_FIRST.contains(&first.to_ascii_lowercase()) => count(line, &mut once)?,
+            _ => {}
+        }
+        start = at + 1;
+    }
+    if once[CONTENT_LENGTH].saturating_add(once[TRANSFER_ENCODING]) > 1 {
+        return Err(refuse("more than one of Content-Length and Transfer-Encoding"));
+    }
+    match once.iter().any(|times| *times > 1) {
+        true => Err(refuse("a header that may stand once stands twice")),
+        false => Ok(()),
+    }
+}
+
+/// Headers of which nginx takes one at most: two that differ would mean one thing here and another behind.
+/// nginx: `ngx_http_process_unique_header_line`.
+const ONCE: [&[u8]; 9] = [
+    b"content-length:",
+    b"transfer-encoding:",
+    b"authorization:",
+    b"content-range:",
+    b"expect:",
+    b"if-match:",
+    b"if-modified-since:",
+    b"if-none-match:",
+    b"if-unmodified-since:",
+];
+const CONTENT_LENGTH: usize = 0;
+const TRANSFER_ENCODING: usize = 1;
+/// Their first letters: most lines are passed over by one comparison.
+const ONCE_FIRST: &[u8] = b"ctaei";
+
+fn count(line: &[u8], once: &mut [u8; ONCE.len()]) -> Result<(), Reply> {
+    let Some(which) = ONCE.iter().position(|name| names(line, name)) else { return Ok(()) };
+    once[which] = once[which].saturating_add(1);
+    if which == CONTENT_LENGTH && !is_number(&line[ONCE[CONTENT_LENGTH].len()..]) {
+        return Err(refuse("Content-Length is no number"));
+    }
+    let encoding = which == TRANSFER_ENCODING;
+    if encoding && !line[ONCE[TRANSFER_ENCODING].len()..].trim_ascii().eq_ignore_ascii_case(b"chunked") {
+        // nginx: the only one there is. A list of them is read differently by the next hop.
+        return Err(Reply::status(501).because("a Transfer-Encoding other than chunked"));
+    }
+    Ok(())
+}
+
+/// `5, 5`, `+5` and the like mean a length to some and none to others.
+fn is_number(value: &[u8]) -> bool {
+    let value = value.trim_ascii();
+    (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit)
+}
+
+fn names(line: &[u8], name: &[u8]) -> bool {
+    line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+}
+
+fn refuse(reason: &'static str) -> Reply {
+    Reply::status(400).because(reason)
+}
+
+fn addresses(session: &Session, ctx: &mut RequestCtx, options: &Options) {
+    let inet = |addr: Option<&pingora::protocols::l4::socket::SocketAddr>| {
+        addr.and_then(|addr| addr.as_inet().copied())
+    };
+    if let Some(peer) = inet(session.client_addr()) {
+        ctx.peer = unmapped(peer);
+        ctx.client = ctx.peer;
+    }
+    if let Some(server) = inet(session.server_addr()) {
+        ctx.server = unmapped(server);
+    }
+    if session.digest().is_some_and(|digest| digest.ssl_digest.is_some()) {
+        ctx.scheme = "https";
+    }
+    ctx.peer_trusted = options.trusted.as_ref().is_some_and(|trusted| trusted.contains(ctx.peer.ip()));
+    if let Some(rule) = &options.real_ip
+        && rule.from.contains(ctx.peer.ip())
+        && let Some(client) = real_client(&session.req_header().headers, rule)
+    {
+        ctx.client = client;
+    }
+}
+
+/// A listener on `[::]` shows IPv4 peers as `::ffff:a.b.c.d`.
+fn unmapped(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+/// nginx: the last address of the header, or, recursively, the last that is not trusted itself.
+fn real_client(headers: &HeaderMap, rule: &RealIp) -> Option<SocketAddr> {
+    let list = headers.get_all(&rule.header);
+    let mut found = None;
+    for value in list.iter().rev() {
+        for part in value.to_str().ok()?.rsplit(',') {
+            let Some(addr) = parse_client(part.trim()) else { return found };
+            found = Some(addr);
+            if !rule.recursive || !rule.from.contains(addr.ip()) {
+                return found;
+            }
+        }
+    }
+    found
+}
+
+fn parse_client(text: &str) -> Option<SocketAddr> {
+    if let Ok(addr) = text.parse::<SocketAddr>() {
+        return Some(addr);
+    }
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    bare.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 0))
+}
+
+/// nginx answers 400 to an HTTP/1.1 request without Host and to a Host that is no host.
+fn authority(session: &Session) -> Result<(), Reply> {
+    let head = session.req_header();
+    match head.headers.get(header::HOST) {
+        Some(value) => {
+            let text = value.to_str().map_err(|_| refuse("Host is not ASCII"))?;
+            if !text.is_empty() && host::split(text).is_err() {
+                return Err(refuse("invalid Host"));
+            }
+            Ok(())
+        }
+        None if head.version == Version::HTTP_11 && head.uri.authority().is_none() => Err(refuse("no Host")),
+        None => Ok(()),
+    }
+}
+
+fn path(session: &Session, ctx: &mut RequestCtx, options: &Options) -> Result<(), Reply> {
+    let head = session.req_header();
+    let raw = head.raw_path();
+    if raw == b"*" {
+        return Ok(());
+    }
+    let target = uri::split_target(raw);
+    let normal = uri::normalize(target.path).map_err(|e| Reply::status(400).because(e.to_string()))?;
+    let mut path = normal;
+    if options.delete_uri_tail_slash && path.len() > 1 && path.ends_with('/') {
+        path = path[..path.len() - 1].to_owned().into();
+    }
+    if options.normalize_uri_like_servlet && path.contains(';') {
+        let sent = escape_uri_control_chars(&path).into_owned();
+        path = uri::normalize_uri_like_servlet(&path)
+            .map_err(|e| Reply::status(400).because(e.to_string()))?
+            .into_owned()
+            .into();
+        ctx.edits.uri = Some(sent);
+    }
+    if *path != *head.uri.path() {
+        ctx.path = Some(path.into());
+    }
+    Ok(())
+}
+
+fn body_size(session: &Session, options: &Options) -> Result<(), Reply> {
+    let Some(limit) = options.max_body else { return Ok(()) };
+    let declared = session.req_header().headers.get(header::CONTENT_LENGTH);
+    let declared =
+        declared.and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse::<u64>().ok());
+    match declared {
+        Some(length) if length > limit => Err(Reply::status(413).because("client_max_body_size")),
+        _ => Ok(()),
+    }
+}
+
+// As text: Pingora keeps the case of a name, and copies one that is not static.
+const X_FORWARDED_PROTO: &str = "X-Forwarded-Proto";
+const X_FORWARDED_HOST: &str = "X-Forwarded-Host";
+const X_FORWARDED_PORT: &str = "X-Forwarded-Port";
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The headers that tell the upstream who authenticated; only the gateway writes them.
+const IDENTITY: [HeaderName; 3] = crate::plugin::exchange::IDENTITY_HEADERS;
+
+/// Makes the headers say what the gateway itself saw, unless the peer is trusted. Plugins may change them later.
+///
+/// Differs from APISIX: identity headers that a client sent are dropped on every route, not only where
+/// authentication overwrites them.
+pub fn sanitize(session: &mut Session, ctx: &RequestCtx, options: &Options) {
+    if !ctx.peer_trusted {
+        drop_untrusted(session, options);
+    }
+    if !options.compat.overwrites_forwarded() {
+        return;
+    }
+    let host = host_header(session);
+    let port = forwarded_port(host.as_ref(), ctx.server.port());
+    let head = session.req_header_mut();
+    let mut state = |name: &'static str, value: Option<http::HeaderValue>| {
+        let kept = ctx.peer_trusted && head.headers.get(name).is_some_and(|sent| !sent.is_empty());
+        if let (false, Some(value)) = (kept, value) {
+            // Fails only when the header map is full, which its parser bounds.
+            let _ = head.insert_header(name, value);
+        }
+    };
+    state(X_FORWARDED_PROTO, Some(http::HeaderValue::from_static(ctx.scheme)));
+    state(X_FORWARDED_HOST, host);
+    state(X_FORWARDED_PORT, Some(port));
+}
+
+fn drop_untrusted(session: &mut Session, options: &Options) {
+    let head = session.req_header_mut();
+    for name in &IDENTITY {
+        if head.headers.contains_key(name) {
+            head.remove_header(name);
+        }
+    }
+    if head.headers.contains_key(header::FORWARDED) {
+        head.remove_header(&header::FORWARDED);
+    }
+    // Only where a trust boundary was drawn: without one the chain is kept, as APISIX does.
+    if options.trusted.is_some() && head.headers.contains_key(&X_FORWARDED_FOR) {
+        head.remove_header(&X_FORWARDED_FOR);
+    }
+}
+
+/// The Host as the client gave it; `:authority` in HTTP/2.
+pub(super) fn host_header(session: &Session) -> Option<http::HeaderValue> {
+    let head = session.req_header();
+    match head.headers.get(header::HOST) {
+        Some(value) => Some(value.clone()),
+        None => head.uri.authority().and_then(|authority| authority.as_str().parse().ok()),
+    }
+}
+
+fn forwarded_port(host: Option<&http::HeaderValue>, listener: u16) -> http::HeaderValue {
+    let port = host
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.rsplit_once(':'))
+        .map(|(_, port)| port)
+        .filter(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
+    match port {
+        Some(port) => port.parse().unwrap_or_else(|_| listener.into()),
+        None => listener.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn repeated(lines: &[(&str, usize)]) -> Vec<u8> {
+        let mut head = b"GET / HTTP/1.1\r\n".to_vec();
+        for (line, times) in lines {
+            for _ in 0..*times {
+                head.extend_from_slice(line.as_bytes());
+                head.extend_from_slice(b"\r\n");
+            }
+        }
+        head.extend_from_slice(b"\r\n");
+        head
+    }
+
+    #[track_caller]
+    fn check(lines: &[(&str, usize)], is_admitted: bool) {
+        assert_eq!(framing(&repeated(lines)).is_ok(), is_admitted, "{lines:?}");
+    }
+
+    #[test]
+    fn framing_is_told_once() {
+        check(&[("host: a", 1), ("content-length: 1", 1)], true);
+        check(&[("transfer-encoding: chunked", 1)], true);
+        check(&[("content-length: 1", 1), ("transfer-encoding: chunked", 1)], false);
+        check(&[("content-length: 1", 2)], false);
+        check(&[("content-length: 1", 255), ("transfer-encoding: chunked", 1)], false);
+        check(&[("content-length: 1", 300), ("transfer-encoding: chunked", 300)], false);
+        check(&[("content-length: +1", 1)], false);
+    }
+
+    proptest! {
+        #[test]
+        fn no_head_panics(head in proptest::collection::vec(
+            prop_oneof![Just(b'\r'), Just(b'\n'), Just(b' '), Just(b':'), any::<u8>()], 0..64,
+        )) {
+            let _ = framing(&head);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The request side of an exchange, in the order of APISIX's `http_access_phase`.
+
+use std::{borrow::Cow, net::IpAddr, ops::ControlFlow, sync::Arc};
+
+use bytes::Bytes;
+use pingora::{Error, ErrorType, Result};
+use pingora_proxy::Session;
+
+use super::{Ctx, Gateway, guard, options::Options, respond, upstream};
+use crate::{
+    net::{host, lossless},
+    plugin::{
+        body,
+        chain::Chain,
+        exchange::{Exchange, World},
+        reply::{Flow, Reply},
+    },
+    snapshot::{
+        Fault, Route, Snapshot,
+        router::{Accept, Found, MethodSet, Request},
+    },
+};
+
+/// Runs everything up to the upstream. `Ok(true)`: the client has its answer.
+///
+/// # Errors
+/// The client is gone.
+pub async fn filter(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+    let snapshot = gateway.current.load();
+    ctx.snapshot = Some(snapshot.clone());
+    match run(gateway, session, ctx, &snapshot).await {
+        ControlFlow::Continue(()) => {
+            body::welcome(session, &ctx.request).await?;
+            body::unread(session, &mut ctx.request).await?;
+            Ok(false)
+        }
+        ControlFlow::Break(reply) => {
+            respond::send(session, ctx, &gateway.options, reply).await?;
+            Ok(true)
+        }
+    }
+}
+
+async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx, snapshot: &Arc<Snapshot>) -> Flow {
+    ctx.request.body_limit = gateway.options.max_buffered_body;
+    if let Err(reply) = guard::admit(session, &mut ctx.request, &gateway.options) {
+        return reply.into();
+    }
+    guard::sanitize(session, &ctx.request, &gateway.options);
+    let route = match find(gateway, session, ctx, snapshot).await {
+        ControlFlow::Continue(route) => route,
+        ControlFlow::Break(reply) => return ControlFlow::Break(reply),
+    };
+    let Some(route) = route else { return unmatched(session, ctx, snapshot).await };
+    match route.fault {
+        Some(Fault::PluginConfigMissing) => {
+            return Reply::status(503).because("its plugin config is missing").into();
+        }
+        Some(Fault::ServiceMissing) => return Reply::status(404).because("its service is missing").into(),
+        None => {}
+    }
+    plugins(session, ctx, snapshot, &route).await?;
+    upstream::choose(session, ctx, snapshot, &route).await?;
+    let chain = ctx.chain.clone();
+    let mut x = Exchange::new(session, &mut ctx.request, &**snapshot);
+    snapshot.global.before_proxy(&mut x).await?;
+    chain.before_proxy(&mut x).await
+}
+
+/// No route: global rules have their say, then 404.
+async fn unmatched(session: &mut Session, ctx: &mut Ctx, snapshot: &Snapshot) -> Flow {
+    let mut x = Exchange::new(session, &mut ctx.request, snapshot);
+    snapshot.global.rewrite(&mut x).await?;
+    snapshot.global.access(&mut x).await?;
+    Reply::error_msg(404, "404 Route Not Found").into()
+}
+
+/// Rewrite and access of global rules, route and consumer, in APISIX's order.
+async fn plugins(session: &mut Session, ctx: &mut Ctx, snapshot: &Snapshot, route: &Route) -> Flow {
+    let first = snapshot.compat().global_rules_run_first();
+    let mut x = Exchange::new(session, &mut ctx.request, snapshot);
+    snapshot.global.rewrite(&mut x).await?;
+    if first {
+        snapshot.global.access(&mut x).await?;
+    }
+    route.chain.rewrite(&mut x).await?;
+    if let Some(chain) = with_consumer(&mut x, snapshot, &route.chain)? {
+        chain.rewrite_newcomers(&route.chain, &mut x).await?;
+        ctx.chain = chain;
+    }
+    let chain = ctx.chain.clone();
+    let mut x = Exchange::new(session, &mut ctx.request, snapshot);
+    if !first {
+        snapshot.global.access(&mut x).await?;
+    }
+    chain.access(&mut x).await
+}
+
+/// The chain with the consumer's group and the consumer laid over the route; `None` if nothing changes.
+/// APISIX: `plugin.lua merge_consumer_route`.
+fn with_consumer(
+    x: &mut Exchange<'_>,
+    snapshot: &Snapshot,
+    chain: &Chain,
+) -> ControlFlow<Reply, Option<Chain>> {
+    let Some(consumer) = x.consumer() else { return ControlFlow::Continue(None) };
+    let group = match &consumer.group_id {
+        Some(id) => match snapshot.groups.get(id) {
+            Some(group) => Some(group),
+            None => return ControlFlow::Break(Reply::status(503).because("its consumer group is missing")),
+        },
+        None => None,
+    };
+    let alone = consumer.plugins.is_empty();
+    let group = group.filter(|_| !(alone && x.compat().group_needs_consumer_plugins()));
+    if alone && group.is_none_or(Chain::is_empty) {
+        return ControlFlow::Continue(None);
+    }
+    let under = group.map_or_else(|| chain.clone(), |group| chain.overlaid(group));
+    ControlFlow::Continue(Some(under.overlaid(&consumer.plugins)))
+}
+
+/// Matches the route; when a candidate asks for the body, reads it and matches again.
+async fn find(
+    gateway: &Gateway,
+    session: &mut Session,
+    ctx: &mut Ctx,
+    snapshot: &Arc<Snapshot>,
+) -> ControlFlow<Reply, Option<Arc<Route>>> {
+    loop {
+        let found = match_once(gateway, session, ctx, snapshot);
+        match found {
+            Outcome::Route(route) => return ControlFlow::Continue(Some(route)),
+            Outcome::None => return ControlFlow::Continue(None),
+            Outcome::NeedBody => {
+                if let Err(reply) = body::read(session, &mut ctx.request).await {
+                    return ControlFlow::Break(reply);
+                }
+            }
+        }
+    }
+}
+
+enum Outcome {
+    Route(Arc<Route>),
+    None,
+    NeedBody,
+}
+
+fn match_once(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx, snapshot: &Arc<Snapshot>) -> Outcome {
+    let has_body = ctx.request.body.is_read();
+    let x = Exchange::new(session, &mut ctx.request, &**snapshot);
+    let encoded = gateway.options.match_uri_encoded_slash.then(|| keep_encoded_slash(&x)).flatten();
+    let request = Candidate::new(&x, encoded.as_deref());
+    let found = snapshot.router.find(&request, |route: &Arc<Route>| match &route.vars {
+        None => Accept::Yes,
+        Some(vars) if vars.needs_body() && !has_body => Accept::NeedBody,
+        Some(vars) if vars.eval(&x) => Accept::Yes,
+        Some(_) => Accept::No,
+    });
+    match found {
+        Found::Nothing => Outcome::None,
+        Found::NeedBody => Outcome::NeedBody,
+        Found::Match(found) => {
+            let route = found.rule.target.clone();
+            let position = |all: &[Box<str>], one: &str| {
+                all.iter()
+                    .position(|other| other.eq_ignore_ascii_case(one))
+                    .and_then(|at| u16::try_from(at).ok())
+            };
+            let path = position(&route.meta.paths, found.path).unwrap_or(0);
+            let host = found.host.and_then(|host| position(&route.meta.hosts, host));
+            let text = |(name, value): (&str, &[u8])| (name.into(), lossless::from_bytes(value).into());
+            let params = found.params.iter(request.path()).map(text).collect();
+            ctx.request.matched_path = path;
+            ctx.request.matched_host = host;
+            ctx.request.params = params;
+            ctx.request.route = Some(route.meta.clone());
+            ctx.chain = route.chain.clone();
+            ctx.route = Some(route.clone());
+            Outcome::Route(route)
+        }
+    }
+}
+
+fn keep_encoded_slash(x: &Exchange<'_>) -> Option<String> {
+    let raw = x.session.req_header().raw_path();
+    crate::net::uri::keep_encoded_slash(crate::net::uri::split_target(raw).path, x.path())
+}
+
+/// What the router asks of a request.
+struct Candidate<'a> {
+    method: MethodSet,
+    addr: IpAddr,
+    host: Cow<'a, str>,
+    http_host: &'a str,
+    path: Cow<'a, [u8]>,
+}
+
+impl<'a> Candidate<'a> {
+    fn new(x: &'a Exchange<'_>, path: Option<&'a str>) -> Self {
+        let http_host = x.http_host().unwrap_or_default();
+        let host = host::split(http_host).map_or("".into(), |host| host.name);
+        let method = MethodSet::from_name(x.method().as_str());
+        Self {
+            method,
+            addr: x.client_ip(),
+            host,
+            http_host,
+            path: lossless::to_bytes(path.unwrap_or_else(|| x.path())),
+        }
+    }
+}
+
+impl Request for Candidate<'_> {
+    fn method(&self) -> MethodSet {
+        self.method
+    }
+    fn remote_addr(&self) -> IpAddr {
+        self.addr
+    }
+    fn host(&self) -> &[u8] {
+        self.host.as_bytes()
+    }
+    fn http_host(&self) -> &[u8] {
+        self.http_host.as_bytes()
+    }
+    fn path(&self) -> &[u8] {
+        &self.path
+    }
+}
+
+/// A piece of the request body on its way to the upstream.
+///
+/// # Errors
+/// The body grew beyond `client_max_body_size`: 413.
+pub fn body(
+    options: &Options,
+    session: &Session,
+    ctx: &mut Ctx,
+    chunk: &mut Option<Bytes>,
+    last: bool,
+) -> Result<()> {
+    if let Some(whole) = upstream::replayed_body(session, ctx) {
+        *chunk = last.then_some(whole);
+        return Ok(());
+    }
+    let Some(limit) = options.max_body else { return Ok(()) };
+    ctx.body_sent += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+    if ctx.body_sent > limit {
+        return Error::e_explain(ErrorType::HTTPStatus(413), "client_max_body_size");
+    }
+    Ok(())
+}
