@@ -1,0 +1,32 @@
+# Every target is what CI runs too; anything longer than three lines lives in .ci/.
+.PHONY: run build check test lint fmt bench clean
+
+run: ## installs what is missing, builds, starts the gateway on its embedded default
+	.ci/setup build
+	cargo build --release --locked
+	exec target/release/portcullis run -c conf/config.yaml
+
+build:
+	.ci/setup build
+	cargo build --release --locked
+
+check:
+	cargo check --all-targets --locked
+
+test: ## installs what the tests need, then runs all of them
+	.ci/setup test
+	cargo test --locked --no-fail-fast
+
+lint: ## format, clippy, licences, advisories
+	.ci/setup lint
+	.ci/lint
+
+fmt:
+	rustfmt $$(git ls-files '*.rs')
+
+bench: ## needs wrk, nginx and haproxy; about ten minutes
+	.ci/setup bench
+	python3 bench/run.py
+
+clean:
+	cargo clean

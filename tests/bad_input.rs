@@ -1,0 +1,399 @@
+//! What must be refused: cleanly, with the end of the connection where its state is in doubt, and never forwarded.
+//!
+//! After each case the gateway must still serve. Bad input of the Admin API is here too.
+
+use std::{cell::RefCell, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    PATIENCE,
+    client::{Connection, Request},
+    gateway::{Gateway, KEY, Setup},
+    upstream::Upstream,
+};
+
+/// A header that makes a request longer than the preface of HTTP/2, for which a listener without TLS waits.
+const LONG_ENOUGH: &str = "X-Padding: 0123456789\r\n";
+
+struct Fixture {
+    gateway: Gateway,
+    upstream: Upstream,
+    /// What went wrong, so that one run shows every case.
+    faults: RefCell<Vec<String>>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let upstream = Upstream::echo();
+        let gateway =
+            Gateway::file(json!({"routes": [{"id": "1", "uri": "/*", "upstream": upstream.resource()}]}));
+        Self { gateway, upstream, faults: RefCell::default() }
+    }
+
+    fn fault(&self, text: String) {
+        self.faults.borrow_mut().push(text);
+    }
+
+    /// The bytes are answered with one of the statuses, the connection ends, and nothing went on.
+    fn refused(&self, what: &str, bytes: &[u8], statuses: &[u16]) {
+        let before = self.upstream.count();
+        let mut client = Connection::open(self.gateway.ports.http);
+        match client.raw(bytes).try_response_within(Duration::from_secs(5)) {
+            Err(e) => self.fault(format!("{what}: no answer ({e})")),
+            Ok(answer) if !statuses.contains(&answer.status) => {
+                self.fault(format!("{what}: {} {}", answer.status, answer.text()));
+            }
+            Ok(_) if !client.ends() => self.fault(format!("{what}: the connection stays open")),
+            Ok(_) => {}
+        }
+        if self.upstream.count() != before {
+            self.fault(format!("{what}: it was forwarded"));
+        }
+        self.gateway.get("/alive").expect(200);
+    }
+
+    /// The bytes are answered once with 200, and exactly one request went on.
+    #[track_caller]
+    fn accepted(&self, what: &str, bytes: &[u8]) {
+        let before = self.upstream.count();
+        let response = Connection::open(self.gateway.ports.http).raw(bytes).response();
+        assert_eq!(response.status, 200, "{what}: {}", response.text());
+        assert_eq!(self.upstream.count(), before + 1, "{what}");
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let faults = self.faults.borrow();
+        assert!(faults.is_empty() || std::thread::panicking(), "{}", faults.join("\n"));
+    }
+}
+
+#[test]
+fn request_lines() {
+    let fixture = Fixture::new();
+    for line in [
+        "GET",
+        "GET /",
+        "GET  / HTTP/1.1",
+        "GET / HTTP/9.9",
+        "GET / HTTX/1.1",
+        "G@T / HTTP/1.1",
+        "\u{16}\u{3}\u{1}\u{2}",
+        "GET nothing HTTP/1.1",
+    ] {
+        fixture.refused(line, format!("{line}\r\nHost: a\r\n{LONG_ENOUGH}\r\n").as_bytes(), &[400, 505]);
+    }
+    fixture.refused("NUL in the path", b"GET /a\0b HTTP/1.1\r\nHost: a\r\n\r\n", &[400]);
+    // Pingora encodes what may not stand in a request line before anybody sees it: no ambiguity goes on.
+    fixture.accepted("a blank", b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(fixture.upstream.last().target, "/a%20b");
+    fixture.accepted("a control character", b"GET /a\x01b HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(fixture.upstream.last().target, "/a%01b");
+}
+
+#[test]
+fn characters_that_have_no_place_in_a_target_are_refused_or_encoded() {
+    let fixture = Fixture::new();
+    for (target, encoded) in [("/a b", "/a%20b"), ("/\u{1}", "/%01"), ("/\u{7f}", "/%7F")] {
+        let message = format!("GET {target} HTTP/1.1\r\nHost: a\r\nX-Long-Enough: 1\r\n\r\n");
+        let status = Connection::open(fixture.gateway.ports.http).raw(message.as_bytes()).response().status;
+        assert!(
+            status == 400 || (status == 200 && fixture.upstream.last().target == encoded),
+            "{target:?}: {status}"
+        );
+    }
+}
+
+#[test]
+fn paths() {
+    let fixture = Fixture::new();
+    for path in [
+        "/..",
+        "/../etc/passwd",
+        "/a/../../b",
+        "/%2e%2e/x",
+        "/a/%2E%2e/%2e./b",
+        "/%00",
+        "/a%0",
+        "/a%zz",
+        "/%",
+    ] {
+        fixture.refused(path, format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes(), &[400]);
+    }
+    // Encoded twice it is a name like any other, and decoded once only.
+    fixture.accepted("/%252e%252e/x", b"GET /%252e%252e/x HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(fixture.upstream.last().target, "/%252e%252e/x");
+}
+
+#[test]
+fn an_encoded_path_does_not_evade_a_route() {
+    let upstream = Upstream::echo();
+    let gateway = Gateway::file(json!({
+        "routes": [
+            {"id": "1", "uri": "/admin/*", "plugins": {"key-auth": {}}, "upstream": upstream.resource()},
+            {"id": "2", "uri": "/*", "upstream": upstream.resource()},
+        ],
+    }));
+    for path in [
+        "/admin/x",
+        "//admin/x",
+        "/./admin/x",
+        "/%61dmin/x",
+        "/a/..//admin/x",
+        "/x/%2e%2e/admin/x",
+        "/admin%2Fx",
+    ] {
+        gateway.get(path).expect(401);
+    }
+    assert_eq!(upstream.count(), 0);
+}
+
+#[test]
+fn sizes() {
+    let fixture = Fixture::new();
+    let long = "a".repeat(9_000);
+    fixture.refused("a long target", format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes(), &[414]);
+    let huge = "a".repeat(70_000);
+    fixture.refused(
+        "a large header",
+        format!("GET / HTTP/1.1\r\nHost: a\r\nX: {huge}\r\n\r\n").as_bytes(),
+        &[400, 431],
+    );
+    let many: String = (0..3_000).map(|number| format!("X-{number}: {number}\r\n")).collect();
+    fixture.refused(
+        "many headers",
+        format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n").as_bytes(),
+        &[400, 431],
+    );
+    fixture.refused(
+        "an endless header",
+        format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(3_000_000)).as_bytes(),
+        &[400, 431],
+    );
+    let fair = "a".repeat(6_000);
+    fixture.accepted(
+        "a fair header",
+        format!("GET /{fair} HTTP/1.1\r\nHost: a\r\nX: {fair}\r\n\r\n").as_bytes(),
+    );
+}
+
+#[test]
+fn headers() {
+    let fixture = Fixture::new();
+    for (what, lines) in [
+        ("no Host", ""),
+        ("two Hosts", "Host: a\r\nHost: b\r\n"),
+        ("a Host that is none", "Host: a b\r\n"),
+        ("a Host with a path", "Host: a/b\r\n"),
+        ("no colon", "Host: a\r\nnonsense\r\n"),
+        ("an empty name", "Host: a\r\n: x\r\n"),
+        ("a blank in a name", "Host: a\r\nX Y: x\r\n"),
+        ("a blank before the colon", "Host: a\r\nX : x\r\n"),
+        ("NUL in a value", "Host: a\r\nX: a\0b\r\n"),
+        ("a control character in a value", "Host: a\r\nX: a\u{1}b\r\n"),
+        ("a folded line", "Host: a\r\nX: a\r\n b\r\n"),
+        ("a folded line with a tab", "Host: a\r\nX: a\r\n\tb\r\n"),
+        ("a bare carriage return", "Host: a\r\nX: a\rY: b\r\n"),
+    ] {
+        fixture.refused(what, format!("GET / HTTP/1.1\r\n{lines}{LONG_ENOUGH}\r\n").as_bytes(), &[400]);
+    }
+    fixture.refused("bare line feeds", b"GET / HTTP/1.1\nHost: a\n\n", &[400]);
+    fixture.refused("one bare line feed", b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", &[400]);
+}
+
+#[test]
+fn framing() {
+    let fixture = Fixture::new();
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (what, lines) in [
+        ("both framings", "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n"),
+        ("both framings, the other way round", "Transfer-Encoding: chunked\r\nContent-Length: 6\r\n"),
+        ("two lengths", "Content-Length: 0\r\nContent-Length: 5\r\n"),
+        ("the same length twice", "Content-Length: 5\r\nContent-Length: 5\r\n"),
+        ("a list of lengths", "Content-Length: 5, 5\r\n"),
+        ("a negative length", "Content-Length: -1\r\n"),
+        ("a length with a sign", "Content-Length: +5\r\n"),
+        ("a hexadecimal length", "Content-Length: 0x5\r\n"),
+        ("an endless length", "Content-Length: 99999999999999999999999\r\n"),
+        ("an empty length", "Content-Length:\r\n"),
+        ("an encoding nobody knows", "Transfer-Encoding: xchunked\r\n"),
+        ("chunked twice", "Transfer-Encoding: chunked, chunked\r\n"),
+        ("chunked before another", "Transfer-Encoding: chunked, identity\r\n"),
+        ("two encodings", "Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n"),
+        ("an encoding with a control character", "Transfer-Encoding: \u{b}chunked\r\n"),
+        ("a blank before the colon", "Transfer-Encoding : chunked\r\n"),
+    ] {
+        let message = format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}\r\n0\r\n\r\n{smuggled}");
+        fixture.refused(what, message.as_bytes(), &[400, 411, 413, 501]);
+    }
+    assert!(fixture.upstream.seen().iter().all(|seen| seen.target != "/smuggled"));
+}
+
+#[test]
+fn chunks() {
+    let fixture = Fixture::new();
+    for (what, body) in [
+        ("a size that is none", "xyz\r\nhello\r\n0\r\n\r\n"),
+        ("a negative size", "-5\r\nhello\r\n0\r\n\r\n"),
+        ("an endless size", "fffffffffffffffff\r\nhello\r\n0\r\n\r\n"),
+        ("data longer than its size", "3\r\nhello\r\n0\r\n\r\n"),
+    ] {
+        let message = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
+        // The head may have gone on before the body proved wrong, but no complete request may.
+        fixture.refused(what, message.as_bytes(), &[400]);
+    }
+    // An empty size is taken for the end; what follows is nobody's request.
+    let empty = "\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let message = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{empty}");
+    Connection::open(fixture.gateway.ports.http).raw(message.as_bytes()).rest();
+    assert!(fixture.upstream.seen().iter().all(|seen| seen.target != "/smuggled"));
+    let extended = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b;c=\"d\"\r\nhello\r\n0\r\n\r\n";
+    fixture.accepted("chunk extensions", extended);
+    assert_eq!(fixture.upstream.last().body, b"hello");
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order_or_not_at_all() {
+    let fixture = Fixture::new();
+    let mut client = Connection::open(fixture.gateway.ports.http);
+    client.raw(
+        b"POST /0 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET /1 HTTP/1.1\r\nHost: a\r\n\r\n\
+          GET /2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    );
+    let mut answered = 0;
+    while let Ok(response) = client.try_response_within(PATIENCE) {
+        response.expect(200).expect_in_body(&format!("\"uri\":\"/{answered}\""));
+        answered += 1;
+    }
+    assert!(answered == 1 || answered == 3, "{answered} of 3 were answered");
+    assert_eq!(fixture.upstream.count(), answered, "what is not answered is not forwarded");
+}
+
+#[test]
+fn clients_that_go_away() {
+    let fixture = Fixture::new();
+    for beginning in
+        ["", "G", "GET / HTTP/1.1\r\n", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf"]
+    {
+        Connection::open(fixture.gateway.ports.http).raw(beginning.as_bytes());
+        fixture.gateway.get("/alive").expect(200);
+    }
+    for _ in 0..20 {
+        Connection::open(fixture.gateway.ports.http).raw(b"GET /?delay=50 HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    fixture.gateway.get("/alive").expect(200);
+}
+
+/// What the Admin API must say to a bad resource, and that nothing of it is kept.
+#[track_caller]
+fn admin_refuses(gateway: &Gateway, method: &str, path: &str, body: &str, part: &str) {
+    let response = gateway.admin(method, path).header("Content-Type", "application/json").body(body).send();
+    assert_eq!(response.status, 400, "{method} {path} {body}: {}", response.text());
+    let message = response.json();
+    let message = message["error_msg"].as_str().unwrap_or_default();
+    assert!(message.contains(part), "{method} {path} {body}: {message}");
+}
+
+#[test]
+fn resources_that_are_none() {
+    let gateway = Gateway::start();
+    let route = |extra: Value| {
+        let mut route = json!({"uri": "/x", "upstream": {"type": "roundrobin", "nodes": {"127.0.0.1:1": 1}}});
+        route.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        route.to_string()
+    };
+    let refuse = |body: &str, part: &str| admin_refuses(&gateway, "PUT", "/routes/1", body, part);
+    refuse("{\"uri\":\"/x\",", "invalid request body: ");
+    refuse("", "missing configurations");
+    refuse("[]", "invalid configuration: ");
+    refuse("{\"uri\":1}", "property \"uri\" validation failed: wrong type: expected string, got number");
+    refuse("{\"plugins\":{}}", "allOf 1 failed: value should match only one schema, but matches none");
+    refuse(&route(json!({"plugins": {"no-such-plugin": {}}})), "unknown plugin [no-such-plugin]");
+    refuse(&route(json!({"plugins": {"key-auth": "x"}})), "invalid plugin conf \"x\" for plugin [key-auth]");
+    refuse(&route(json!({"plugins": {"ip-restriction": {"whitelist": ["nonsense"]}}})), "ip-restriction");
+    refuse(&route(json!({"plugins": {"uri-blocker": {"block_rules": ["("]}}})), "uri-blocker");
+    refuse(&route(json!({"vars": [["a", "no-operator", "1"]]})), "failed to validate the 'vars' expression");
+    refuse(&route(json!({"no_such_property": 1})), "additional properties forbidden, found no_such_property");
+    refuse(&route(json!({"host": "a", "hosts": ["b"]})), "only one of host or hosts is allowed");
+    refuse(
+        &route(json!({"service_id": "none"})),
+        "failed to fetch service info by service id [none], response code: 404",
+    );
+    refuse(
+        &route(json!({"upstream_id": "none"})),
+        "failed to fetch upstream info by upstream id [none], response code: 404",
+    );
+    refuse(&route(json!({"create_time": 1})), "the property is forbidden:  create_time");
+    admin_refuses(&gateway, "PUT", "/routes", &route(json!({})), "missing route id");
+    admin_refuses(&gateway, "PUT", "/routes/1", &route(json!({"id": "2"})), "wrong route id");
+    admin_refuses(&gateway, "POST", "/routes/1", &route(json!({})), "wrong route id, do not need it");
+    for id in ["a b", "%00", "a%2fb%2fc", "%e4%b8%ad"] {
+        let response = gateway.admin("PUT", &format!("/routes/{id}")).json(&json!({"uri": "/x"})).send();
+        assert!((400..500).contains(&response.status), "{id}: {}", response.status);
+    }
+    gateway.admin("PUT", "/no_such_kind/1").json(&json!({})).send().expect(404);
+    assert_eq!(gateway.admin("GET", "/routes").send().expect(200).json()["total"], json!(0));
+}
+
+#[test]
+fn one_key_cannot_belong_to_two_consumers() {
+    let gateway = Gateway::start();
+    gateway.put("/consumers", json!({"username": "jack", "plugins": {"key-auth": {"key": "same"}}}));
+    let other = json!({"username": "jill", "plugins": {"key-auth": {"key": "same"}}}).to_string();
+    admin_refuses(
+        &gateway,
+        "PUT",
+        "/consumers",
+        &other,
+        "duplicate key of plugin key-auth found with consumer: jack",
+    );
+}
+
+#[test]
+fn the_admin_api_is_not_fooled() {
+    let gateway = Gateway::start();
+    let admin = |target: &str| Request::new(gateway.ports.admin, "GET", target);
+    let denied = admin("/apisix/admin/routes").send().expect(401).json();
+    assert_eq!(denied, json!({"error_msg": "failed to check token", "description": "missing apikey"}));
+    let denied = admin("/apisix/admin/routes").header("X-API-KEY", "wrong").send().expect(401).json();
+    assert_eq!(denied, json!({"error_msg": "failed to check token", "description": "wrong apikey"}));
+    for target in [
+        "/apisix/admin/../admin/routes",
+        "//apisix//admin/routes",
+        "/apisix/admin/%72outes",
+        "/APISIX/ADMIN/ROUTES",
+    ] {
+        let status = admin(target).send().status;
+        assert!(matches!(status, 400 | 401 | 404), "{target}: {status}");
+    }
+    admin(&format!("/apisix/admin/routes?api_key={KEY}")).send().expect(200);
+    admin("/apisix/admin/routes").header("Cookie", &format!("x_api_key={KEY}")).send().expect(200);
+    let huge = json!({"uri": "/x", "desc": "x".repeat(2_000_000)});
+    gateway
+        .admin("PUT", "/routes/1")
+        .json(&huge)
+        .send()
+        .expect(400)
+        .expect_in_body("is greater than the maximum size");
+    gateway.admin("GET", "/routes").send().expect(200);
+}
+
+#[test]
+fn who_may_not_reach_the_admin_api() {
+    let gateway = Setup::new().set("deployment.admin.allow_admin", json!(["10.0.0.0/8"])).start();
+    gateway.admin("GET", "/routes").send().expect(403);
+}
+
+#[test]
+fn a_viewer_may_only_look() {
+    let keys = json!([{"name": "admin", "key": KEY, "role": "admin"}, {"name": "viewer", "key": "look", "role": "viewer"}]);
+    let gateway = Setup::new().set("deployment.admin.admin_key", keys).start();
+    let viewer = |method: &str| {
+        Request::new(gateway.ports.admin, method, "/apisix/admin/routes/1").header("X-API-KEY", "look")
+    };
+    viewer("GET").send().expect(404);
+    let denied = viewer("PUT").json(&json!({"uri": "/x"})).send().expect(401).json();
+    assert_eq!(denied["description"], json!("invalid method for role viewer"));
+}

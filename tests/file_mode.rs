@@ -1,0 +1,173 @@
+//! Resources from a file, or from one document through the Admin API: no store of their own.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    client::Response,
+    eventually,
+    gateway::{Gateway, Setup},
+    upstream::Upstream,
+};
+
+fn routes(items: &[(&str, &Upstream)]) -> Value {
+    let routes: Vec<Value> =
+        items.iter().map(|(uri, upstream)| json!({"id": uri.trim_matches('/'), "uri": uri, "upstream": upstream.resource()})).collect();
+    json!({"routes": routes})
+}
+
+#[test]
+fn yaml_as_people_write_it() {
+    let upstream = Upstream::named("a");
+    let text = format!(
+        "# routes of the shop\nroutes:\n  - uri: /shop/*\n    upstream:\n      type: roundrobin\n      nodes:\n        \
+         \"127.0.0.1:{}\": 1\n    plugins:\n      key-auth: {{}}\nconsumers:\n  - username: jack\n    plugins:\n      \
+         key-auth:\n        key: ${{{{SHOP_KEY:=default-key}}}}\n#END\n",
+        upstream.port
+    );
+    let gateway = Setup::file(Value::String(text.clone())).environment("SHOP_KEY", "from-outside").start();
+    gateway.get("/shop/1").expect(401);
+    gateway.request("GET", "/shop/1").header("apikey", "from-outside").send().expect(200);
+    let gateway = Gateway::file(Value::String(text));
+    gateway.request("GET", "/shop/1").header("apikey", "default-key").send().expect(200);
+}
+
+#[test]
+fn a_changed_file_is_taken_over() {
+    let (a, b) = (Upstream::named("a"), Upstream::named("b"));
+    let gateway = Gateway::file(routes(&[("/x", &a)]));
+    gateway.get("/x").expect(200).expect_body("a");
+    gateway.rewrite(routes(&[("/x", &b), ("/y", &a)]));
+    eventually("the new file is read", || gateway.get("/x").text() == "b");
+    gateway.get("/y").expect(200).expect_body("a");
+    gateway.rewrite(routes(&[("/y", &a)]));
+    eventually("the route is gone", || gateway.get("/x").status == 404);
+}
+
+#[test]
+fn a_file_without_its_end_mark_changes_nothing() {
+    let (a, b) = (Upstream::named("a"), Upstream::named("b"));
+    let gateway = Gateway::file(routes(&[("/x", &a)]));
+    let half = routes(&[("/x", &b)]).to_string();
+    gateway.rewrite(half.clone());
+    eventually("the fault is said", || gateway.stderr().contains("missing valid end flag"));
+    gateway.get("/x").expect(200).expect_body("a");
+    gateway.rewrite(format!("{half}\n#END\n"));
+    eventually("the whole file is read", || gateway.get("/x").text() == "b");
+}
+
+#[test]
+fn a_file_that_is_no_yaml_changes_nothing() {
+    let a = Upstream::named("a");
+    let gateway = Gateway::file(routes(&[("/x", &a)]));
+    gateway.rewrite("routes:\n  - uri: [\n#END\n");
+    eventually("the fault is said", || gateway.stderr().contains("apisix.yaml"));
+    gateway.get("/x").expect(200).expect_body("a");
+}
+
+#[test]
+fn a_bad_item_keeps_its_last_good_version_and_leaves_the_others_alone() {
+    let (a, b) = (Upstream::named("a"), Upstream::named("b"));
+    let gateway = Gateway::file(routes(&[("/x", &a), ("/y", &a)]));
+    let mut next = routes(&[("/x", &b), ("/y", &b)]);
+    next["routes"][0]["plugins"] = json!({"ip-restriction": {"whitelist": ["nonsense"]}});
+    gateway.rewrite(next);
+    eventually("the good item is taken over", || gateway.get("/y").text() == "b");
+    gateway.get("/x").expect(200).expect_body("a");
+    let faults = gateway.control("/v1/faults").expect(200).text();
+    assert!(faults.contains("ip-restriction"), "{faults}");
+}
+
+#[test]
+fn bad_items_of_the_first_file_are_left_out() {
+    let a = Upstream::named("a");
+    let mut document = routes(&[("/x", &a), ("/y", &a)]);
+    document["routes"][0]["plugins"] = json!({"key-auth": "no object"});
+    let gateway = Gateway::file(document);
+    gateway.get("/x").expect(404);
+    gateway.get("/y").expect(200);
+}
+
+#[test]
+fn no_file_yet() {
+    let a = Upstream::named("a");
+    let gateway = Gateway::file(Value::String(String::new()));
+    gateway.get("/x").expect(404);
+    gateway.rewrite(routes(&[("/x", &a)]));
+    eventually("the file is read when it is there", || gateway.get("/x").status == 200);
+}
+
+#[test]
+fn json_works_as_well() {
+    let a = Upstream::named("a");
+    let setup = Setup::file(json!({})).set("deployment.role_data_plane.config_provider", "json");
+    fs::write(setup.home().join("conf/apisix.json"), routes(&[("/x", &a)]).to_string()).unwrap();
+    setup.start().get("/x").expect(200);
+}
+
+#[test]
+fn portcullis_test_names_every_fault() {
+    let a = Upstream::named("a");
+    let good = Setup::file(routes(&[("/x", &a)]));
+    let output = good.command(&["test", "-c", "conf/config.yaml"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "configuration test is successful\n");
+
+    let mut document = routes(&[("/x", &a), ("/y", &a)]);
+    document["routes"][0]["plugins"] = json!({"ip-restriction": {"whitelist": ["nonsense"]}});
+    document["routes"][1]["uri"] = json!(7);
+    let output = Setup::file(document).command(&["test", "-c", "conf/config.yaml"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("ip-restriction") && said.contains("expected string"), "both faults: {said}");
+
+    let output =
+        Setup::file(json!({})).set("apisix.node_lisen", 80).command(&["test", "-c", "conf/config.yaml"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("node_lisen") && said.contains("node_listen"),
+        "names the key and its neighbour: {said}"
+    );
+}
+
+fn api_mode() -> Gateway {
+    Setup::new().set("deployment.role_traditional.config_provider", "yaml").start()
+}
+
+fn put_configs(gateway: &Gateway, digest: &str, document: &Value) -> Response {
+    gateway.admin("PUT", "/configs").header("X-Digest", digest).json(document).send()
+}
+
+#[test]
+fn one_document_through_the_admin_api() {
+    let (a, b) = (Upstream::named("a"), Upstream::named("b"));
+    let gateway = api_mode();
+    gateway.get("/x").expect(404);
+    let mut document = routes(&[("/x", &a)]);
+    document["routes_conf_version"] = json!(1);
+    gateway
+        .admin("PUT", "/configs")
+        .json(&document)
+        .send()
+        .expect(400)
+        .expect_in_body("missing digest header");
+    put_configs(&gateway, "d1", &document).expect(202).expect_header("X-Digest", "d1");
+    gateway.get("/x").expect(200).expect_body("a");
+    put_configs(&gateway, "d1", &document).expect(204);
+    let got = gateway.admin("GET", "/configs").header("Accept", "application/json").send().expect(200);
+    assert_eq!(got.header("X-Digest"), Some("d1"));
+    assert_eq!(got.json()["routes"][0]["uri"], json!("/x"));
+
+    let mut next = routes(&[("/x", &b)]);
+    next["routes_conf_version"] = json!(0);
+    let refused = put_configs(&gateway, "d2", &next).expect(400);
+    refused.expect_in_body("routes_conf_version must be greater than or equal to (1)");
+    gateway.get("/x").expect(200).expect_body("a");
+    next["routes_conf_version"] = json!(2);
+    put_configs(&gateway, "d2", &next).expect(202);
+    gateway.get("/x").expect(200).expect_body("b");
+    let bad = json!({"routes": [{"id": "x", "uri": 1}], "routes_conf_version": 3});
+    put_configs(&gateway, "d3", &bad).expect(400);
+    gateway.get("/x").expect(200).expect_body("b");
+}

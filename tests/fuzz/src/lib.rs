@@ -1,0 +1,69 @@
+//! What the fuzzers run: one module for each kind of foreign bytes, each with the invariant it holds.
+//!
+//! A module has one function, `run`, which panics when the invariant is broken. `fuzz_targets` hands it to libFuzzer,
+//! `smoke` runs it over the seeds and over mutations of them, on any toolchain.
+
+use serde_json::Value;
+
+pub mod admin_body;
+pub mod args;
+pub mod basic_auth;
+pub mod config;
+pub mod cookie;
+pub mod escape;
+pub mod expr;
+pub mod host;
+pub mod jsonpath;
+pub mod jwt;
+pub mod log_format;
+pub mod pcre;
+pub mod post_body;
+pub mod resources;
+pub mod router;
+pub mod schema;
+#[cfg(test)]
+mod smoke;
+pub mod target;
+pub mod template;
+
+/// Every target by its name.
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+    ("admin_body", admin_body::run),
+    ("args", args::run),
+    ("basic_auth", basic_auth::run),
+    ("config", config::run),
+    ("cookie", cookie::run),
+    ("escape", escape::run),
+    ("expr", expr::run),
+    ("host", host::run),
+    ("jsonpath", jsonpath::run),
+    ("jwt", jwt::run),
+    ("log_format", log_format::run),
+    ("pcre", pcre::run),
+    ("post_body", post_body::run),
+    ("resources", resources::run),
+    ("router", router::run),
+    ("schema", schema::run),
+    ("target", target::run),
+    ("template", template::run),
+];
+
+/// The first line and what follows it; `None` when one of them is no text.
+fn lines(data: &[u8]) -> Option<(&str, &str)> {
+    std::str::from_utf8(data).ok()?.split_once('\n')
+}
+
+/// A JSON value; `None` when it is none.
+fn json(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok()
+}
+
+/// A request whose every variable is a part of a text, chosen by the variable's name.
+struct Anything<'t>(&'t str);
+
+impl portcullis::vars::var::Lookup for Anything<'_> {
+    fn get(&self, var: &portcullis::vars::var::Var) -> Option<std::borrow::Cow<'_, str>> {
+        let at = var.name().len() % (self.0.len() + 1);
+        self.0.get(at..).map(Into::into)
+    }
+}

@@ -1,0 +1,28 @@
+//! apisix.yaml: every text is read or refused with a line of it, every resource is judged, and what passes compiles.
+
+use portcullis::{
+    resource::{self, Kind, Route, Upstream},
+    store::standalone::apply,
+    yaml,
+};
+
+/// Reads a text as apisix.yaml and judges all its resources.
+pub fn run(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let count = text.split('\n').count();
+    let document = match yaml::parse(text) {
+        Ok(document) => document,
+        Err(error) => {
+            return assert!(error.line.is_none_or(|line| (1..=count + 1).contains(&line)), "{error}");
+        }
+    };
+    for kind in Kind::ALL {
+        let Some(items) = document.get(kind.dir()).and_then(|items| items.as_array()) else { continue };
+        for item in items {
+            let verdict = resource::check(kind, item);
+            assert_eq!(resource::check(kind, item), verdict);
+            let _ = (resource::parse::<Route>(item), resource::parse::<Upstream>(item));
+        }
+    }
+    let _ = apply(&document, "1", 1, None, |_, _| Ok(()));
+}

@@ -1,0 +1,31 @@
+//! What every test stands on: the gateway as a process, an upstream that records, a client that sees every byte.
+//!
+//! Nothing here may know the library: tests see what users see. Nothing here may sleep for a fixed time: what takes
+//! a while is waited for with [`eventually`].
+
+pub mod client;
+pub mod dns;
+pub mod gateway;
+pub mod tool;
+pub mod upstream;
+
+use std::time::{Duration, Instant};
+
+/// The longest that anything awaited may take, on a busy machine too.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until a condition holds; fails the test when it does not come true in time.
+#[track_caller]
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A JSON pointer's value, for short assertions.
+#[track_caller]
+pub fn at<'a>(value: &'a serde_json::Value, pointer: &str) -> &'a serde_json::Value {
+    value.pointer(pointer).unwrap_or_else(|| panic!("no {pointer} in {value}"))
+}
