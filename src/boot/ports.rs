@@ -4,11 +4,12 @@
 //! nothing. A successor must not ask: its ports are in use by the process that it takes over from.
 
 use std::{
-    io::ErrorKind,
-    net::{SocketAddr, TcpListener},
+    io::{self, ErrorKind},
+    net::SocketAddr,
 };
 
 use anyhow::{Result, anyhow, bail};
+use tokio::net::TcpSocket;
 
 use crate::settings::Settings;
 
@@ -27,7 +28,7 @@ pub fn free(settings: &Settings) -> Result<()> {
     );
     // Asked without `IPV6_V6ONLY`, an IPv6 address would clash with an IPv4 one; its twin is asked for anyway.
     for address in wanted.into_iter().filter(SocketAddr::is_ipv4) {
-        let Err(e) = TcpListener::bind(address) else { continue };
+        let Err(e) = bind(address) else { continue };
         if matches!(
             e.kind(),
             ErrorKind::AddrInUse | ErrorKind::PermissionDenied | ErrorKind::AddrNotAvailable
@@ -38,8 +39,17 @@ pub fn free(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
+/// Binds without listening: nobody may connect to what is gone a moment later.
+fn bind(address: SocketAddr) -> io::Result<()> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
     use crate::settings::from_text;
 

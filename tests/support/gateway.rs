@@ -278,7 +278,8 @@ impl Gateway {
     fn until_ready(mut self, watched: &[u16]) -> Self {
         let begun = Instant::now();
         loop {
-            if watched.iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok()) {
+            let listening = || watched.iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok());
+            if self.pid() == Some(self.child.id()) && listening() {
                 return self;
             }
             let gone = self.child.try_wait().expect("a child can be asked");
