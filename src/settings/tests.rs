@@ -80,7 +80,7 @@ fn commented_lines_of_the_documented_file_are_right() {
     }
     let loaded = from_text(&text, None, &|_| None);
     assert_eq!(loaded.faults, [], "{text}");
-    assert_eq!(loaded.settings.ext_plugin.cmd.unwrap().len(), 2, "{text}");
+    assert_eq!(loaded.settings.apisix.dns_resolver.unwrap().len(), 1, "{text}");
 }
 
 /// `key: value`, `key:` or `  key: [..]`, not a sentence.
