@@ -26,12 +26,9 @@ impl Compat {
         }
     }
 
-    /// `apisix.router.http` when config.yaml does not say.
-    pub fn default_router(self) -> &'static str {
-        match self {
-            Compat::V3_2 => "radixtree_uri",
-            Compat::Now => "radixtree_host_uri",
-        }
+    /// Whether `apisix.router.http` is `radixtree_uri` when config.yaml does not say (else `radixtree_host_uri`).
+    pub fn routes_by_path_alone(self) -> bool {
+        self == Compat::V3_2
     }
 
     /// Whether the Admin API answers a write with the schema's defaults filled in.

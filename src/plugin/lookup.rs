@@ -19,7 +19,7 @@ use super::{
     request::{RequestCtx, Try},
 };
 use crate::{
-    net::{args, escape, host, lossless},
+    net::{args, host, lossless},
     vars::{
         body::PostBody,
         clock, cookie,
@@ -285,9 +285,4 @@ fn seconds(time: Duration) -> String {
 
 fn milliseconds(now: SystemTime) -> String {
     now.duration_since(UNIX_EPOCH).map_or_else(|_| "0.000".into(), seconds)
-}
-
-/// Escapes `$uri` for use as a path on the wire.
-pub fn escape_path(path: &str) -> Cow<'_, str> {
-    escape::escape_uri(path, escape::Escape::Path)
 }

@@ -5,7 +5,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, OnceLock},
+    sync::Arc,
 };
 
 use http::{HeaderMap, HeaderValue};
@@ -373,12 +373,6 @@ impl World for KitWorld {
     fn carry(&self) -> &Carry {
         &self.carry
     }
-}
-
-/// The empty world, for tests that build an [`Exchange`] by themselves.
-pub fn empty_world() -> &'static dyn World {
-    static WORLD: OnceLock<KitWorld> = OnceLock::new();
-    WORLD.get_or_init(KitWorld::default)
 }
 
 #[cfg(test)]

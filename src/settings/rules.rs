@@ -13,7 +13,7 @@ use crate::settings::check::Finding;
 use crate::settings::fault::Severity;
 use crate::settings::outside::at;
 use crate::settings::substitute::Environment;
-use crate::settings::types::{Provider, Role};
+use crate::settings::types::{HttpRouter, Provider, Role};
 
 /// Chooses what the configuration left open (provider, role, Admin API), then checks the rules.
 pub fn apply(settings: &mut Settings, written: &Value, environment: Environment<'_>) -> Vec<Finding> {
@@ -25,12 +25,20 @@ pub fn apply(settings: &mut Settings, written: &Value, environment: Environment<
         Role::DataPlane => settings.apisix.enable_admin = false,
         Role::ControlPlane => settings.apisix.enable_admin = true,
     }
+    choose_router(settings, written);
     check_provider(settings, written, &mut findings);
     check_ports(settings, &mut findings);
     check_admin(settings, written, &mut findings);
     check_files(settings, &mut findings);
     check_environment(settings, &mut findings);
     findings
+}
+
+/// APISIX 3.2's conf/config-default.yaml matches by path first; later versions match by host first.
+fn choose_router(settings: &mut Settings, written: &Value) {
+    if settings.portcullis.compat.routes_by_path_alone() && at(written, "apisix.router.http").is_none() {
+        settings.apisix.router.http = HttpRouter::RadixtreeUri;
+    }
 }
 
 /// The key of the section that holds a role's provider.

@@ -55,6 +55,15 @@ fn defaults_run_out_of_the_box() {
 }
 
 #[test]
+fn compat_chooses_the_router_that_nobody_wrote() {
+    let router = |text: &str| fine(text).apisix.router.http;
+    assert_eq!(router("portcullis:\n  compat: now\n"), HttpRouter::RadixtreeHostUri);
+    assert_eq!(router("portcullis:\n  compat: \"3.2\"\n"), HttpRouter::RadixtreeUri);
+    let written = "portcullis:\n  compat: \"3.2\"\napisix:\n  router:\n    http: radixtree_host_uri\n";
+    assert_eq!(router(written), HttpRouter::RadixtreeHostUri);
+}
+
+#[test]
 fn the_documented_file_is_the_defaults() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/config.yaml");
     if std::env::var_os("UPDATE_DOCUMENT").is_some() {
