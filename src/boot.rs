@@ -11,7 +11,7 @@ mod store;
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -44,7 +44,7 @@ pub use self::handover::reload;
 use self::{handover::Lifecycle, store::Opened};
 use crate::{
     admin::{self, Admin},
-    builtin::{self, Enabled},
+    builtin::{self, Enabled, shared::http_call},
     cli::banner,
     control::Control,
     net::ip_set::IpSet,
@@ -342,6 +342,12 @@ const SETTLE: Duration = Duration::from_millis(100);
 const MAX_TRIES: usize = 64;
 
 fn environment(settings: &Settings) -> Result<Env> {
+    let trusted = settings.apisix.ssl.ssl_trusted_certificate.as_str();
+    if trusted != "system" {
+        // Before any plugin is compiled: clients of plugins that exist already would not follow.
+        http_call::trust(&settings.resolve(Path::new(trusted)))
+            .map_err(|e| anyhow!("apisix.ssl.ssl_trusted_certificate: {e}"))?;
+    }
     let registry = Enabled::new(settings.plugins.as_deref(), attributes(settings));
     let compat = settings.portcullis.compat;
     let apis = registry.all().iter().flat_map(|def| (def.apis)()).collect();

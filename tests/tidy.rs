@@ -46,6 +46,7 @@ const NAMES: &[(&str, &[&str], &str)] = &[
     ("bcrypt", &["builtin/basic_auth.rs"], "hashed passwords are one plugin's matter"),
     ("aes", &["secret/encryption.rs"], "one cipher in one place"),
     ("cbc", &["secret/encryption.rs"], "one cipher in one place"),
+    ("reqwest", &["builtin/shared/http_call.rs"], "calls to others have one set of bounds"),
     ("clap", &["cli.rs"], "the command line ends there"),
     ("chrono", &["vars/clock.rs"], "one clock"),
     ("tracing_subscriber", &["ops/telemetry.rs"], "one place decides where logs go"),

@@ -5,6 +5,7 @@ pub mod base64;
 pub mod cjson;
 pub mod counter;
 pub mod header;
+pub mod http_call;
 pub mod limit;
 pub mod pcre;
 pub mod seen;
