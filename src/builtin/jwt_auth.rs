@@ -8,9 +8,7 @@
 //! key wants, not 256 bytes; hiding a cookie leaves the others as they are; `store_in_ctx` has no effect, because no
 //! plugin here looks at the payload.
 
-mod key;
 mod sign;
-pub mod token;
 
 use std::{
     borrow::Cow,
@@ -22,13 +20,13 @@ use http::{HeaderName, HeaderValue, header::COOKIE};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::{
-    key::{Algorithm, PrivateKey, PublicKey, Secret},
-    token::{Member, Token},
-};
 use super::shared::{
     auth::{self, Failure, Fallback, QueryValue},
-    base64,
+    base64, is_secret_ref,
+    jwt::{
+        key::{Algorithm, KeyError, SigningKey, VerifyingKey},
+        token::{Member, Token},
+    },
     seen::Seen,
 };
 use crate::{
@@ -121,12 +119,15 @@ pub struct Credential {
 }
 
 enum Keys {
-    Symmetric(Box<Secret>),
+    Symmetric {
+        verify: VerifyingKey,
+        sign: SigningKey,
+    },
     Asymmetric {
         /// APISIX accepts any text for a key and then verifies nothing with it.
-        public: Result<PublicKey, String>,
+        public: Result<VerifyingKey, KeyError>,
         public_pem: Box<str>,
-        private: Option<Result<PrivateKey, String>>,
+        private: Option<Result<SigningKey, KeyError>>,
         genuine: Arc<Seen>,
     },
 }
@@ -295,13 +296,16 @@ impl AuthPlugin for Plugin {
                     .ok_or("base64_secret required but the secret is not in base64 format")?,
                 false => secret.into_bytes(),
             };
-            Keys::Symmetric(Box::new(Secret::new(algorithm, &secret).ok_or("the secret cannot be used")?))
+            Keys::Symmetric {
+                verify: VerifyingKey::from_secret(algorithm, &secret).map_err(|e| e.to_string())?,
+                sign: SigningKey::from_secret(algorithm, &secret).map_err(|e| e.to_string())?,
+            }
         } else {
             let public_pem = config.public_key.ok_or("missing valid public key")?;
             Keys::Asymmetric {
-                public: PublicKey::parse(algorithm, &public_pem),
+                public: VerifyingKey::from_pem(algorithm, &public_pem),
                 public_pem: public_pem.into(),
-                private: config.private_key.map(|pem| PrivateKey::parse(algorithm, &pem)),
+                private: config.private_key.map(|pem| SigningKey::from_pem(algorithm, &pem)),
                 genuine: env.carry.state("jwt-auth", || Seen::new(REMEMBERED)),
             }
         };
@@ -407,13 +411,6 @@ fn cookies<'x>(x: &'x Exchange<'_>) -> impl Iterator<Item = &'x str> {
     headers.into_iter().filter_map(|value| std::str::from_utf8(value.as_bytes()).ok())
 }
 
-/// APISIX: `secret.lua is_secret_ref`.
-fn is_secret_ref(text: &str) -> bool {
-    let starts =
-        |prefix: &str| text.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix));
-    starts("$secret://") || starts("$env://")
-}
-
 impl Credential {
     /// Whether the token is signed by this consumer, with its algorithm.
     fn verify(&self, token: &Token<'_>, claimed: &Member<'_>, text: &str) -> Result<(), String> {
@@ -423,9 +420,9 @@ impl Credential {
         }
         let signature = base64::decode_url(token.signature).ok_or("failed to decode signature")?;
         let genuine = match &self.keys {
-            Keys::Symmetric(secret) => secret.verify(token.signed.as_bytes(), &signature),
+            Keys::Symmetric { verify, .. } => verify.verify(token.signed.as_bytes(), &signature),
             Keys::Asymmetric { public, public_pem, genuine, .. } => {
-                let public = public.as_ref().map_err(Clone::clone)?;
+                let public = public.as_ref().map_err(|e| format!("the consumer's public key: {e}"))?;
                 // A hash costs a fraction of a signature by public key.
                 let print = genuine.fingerprint(&[name.as_bytes(), public_pem.as_bytes(), text.as_bytes()]);
                 let known = genuine.has(&print);

@@ -11,10 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Credential, Keys, Plugin};
 use crate::{
-    builtin::shared::{
-        auth::{self, QueryValue},
-        base64,
-    },
+    builtin::shared::auth::{self, QueryValue},
     net::escape,
     plugin::{
         contract::{self, HookFuture, PublicApi},
@@ -85,24 +82,24 @@ impl Credential {
         for (name, value) in extra {
             payload[name] = value;
         }
-        let part = |part: &Value| base64::encode_url(part.to_string().as_bytes());
-        let signed = format!("{}.{}", part(&header), part(&payload));
-        let signature = match &self.keys {
-            Keys::Symmetric(secret) => secret.sign(signed.as_bytes()),
+        let key = match &self.keys {
+            Keys::Symmetric { sign, .. } => sign,
             Keys::Asymmetric { private: None, .. } => return Err(Unsigned::NoKey),
             Keys::Asymmetric { private: Some(key), .. } => {
-                let key = key.as_ref().map_err(|reason| Unsigned::Failed(reason.clone()))?;
-                key.sign(signed.as_bytes()).map_err(Unsigned::Failed)?
+                key.as_ref().map_err(|e| Unsigned::Failed(e.to_string()))?
             }
         };
-        Ok(format!("{signed}.{}", base64::encode_url(&signature)))
+        key.token(header, &payload).map_err(Unsigned::Failed)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{key::tests::pair, token::Token, *};
-    use crate::plugin::testing::{self, Kit};
+    use super::super::*;
+    use crate::{
+        builtin::shared::jwt::key::tests::pair,
+        plugin::testing::{self, Kit},
+    };
 
     fn kit(target: &str) -> Kit {
         let (private, public) = pair(Algorithm::ES256);

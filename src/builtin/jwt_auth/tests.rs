@@ -1,7 +1,8 @@
 //! jwt-auth as a whole: where tokens stand, whose they are, and what is said of bad ones.
 
-use super::{key::tests::pair, *};
+use super::*;
 use crate::{
+    builtin::shared::jwt::key::tests::pair,
     compat::Compat,
     plugin::testing::{self, Kit, Setup},
 };
@@ -22,8 +23,8 @@ fn signed_as(header: Value, payload: Value, sign: impl Fn(&[u8]) -> Vec<u8>) -> 
 }
 
 fn hs(secret: &str, payload: Value) -> String {
-    let secret = Secret::new(Algorithm::HS256, secret.as_bytes()).unwrap();
-    signed_as(json!({"typ": "JWT", "alg": "HS256"}), payload, |text| secret.sign(text))
+    let secret = SigningKey::from_secret(Algorithm::HS256, secret.as_bytes()).unwrap();
+    signed_as(json!({"typ": "JWT", "alg": "HS256"}), payload, |text| secret.sign(text).unwrap())
 }
 
 fn jack(payload: Value) -> String {
@@ -134,7 +135,7 @@ fn judges_times() {
 fn the_algorithm_is_the_consumers() {
     let (private, public) = pair(Algorithm::RS256);
     let rsa = json!({"key": "rsa", "algorithm": "RS256", "public_key": public});
-    let private = PrivateKey::parse(Algorithm::RS256, &private).unwrap();
+    let private = SigningKey::from_pem(Algorithm::RS256, &private).unwrap();
     let payload = || json!({"key": "rsa"});
     let plugin: Plugin = testing::plugin(json!({}));
     let verdict = |token: &str| {
@@ -144,8 +145,11 @@ fn the_algorithm_is_the_consumers() {
     let genuine = signed_as(json!({"alg": "RS256"}), payload(), |text| private.sign(text).unwrap());
     assert_eq!(verdict(&genuine), "continue");
     // The public key taken for an HMAC secret; no signature at all; another algorithm of the same key.
-    let secret = Secret::new(Algorithm::HS256, public.as_bytes()).unwrap();
-    assert_eq!(verdict(&signed_as(json!({"alg": "HS256"}), payload(), |text| secret.sign(text))), NO);
+    let secret = SigningKey::from_secret(Algorithm::HS256, public.as_bytes()).unwrap();
+    assert_eq!(
+        verdict(&signed_as(json!({"alg": "HS256"}), payload(), |text| secret.sign(text).unwrap())),
+        NO
+    );
     for alg in ["none", "None", "RS512", "PS256", "rs256"] {
         assert_eq!(
             verdict(&signed_as(json!({"alg": alg}), payload(), |text| private.sign(text).unwrap())),
@@ -167,7 +171,7 @@ fn genuine_signatures_are_remembered_and_others_are_not() {
     let setup = Setup::new();
     let conf = json!({"key": "k", "algorithm": "EdDSA", "public_key": public});
     let credential = setup.credential::<Plugin>(&conf).ok().unwrap();
-    let private = PrivateKey::parse(Algorithm::EdDSA, &private).unwrap();
+    let private = SigningKey::from_pem(Algorithm::EdDSA, &private).unwrap();
     let token = signed_as(json!({"alg": "EdDSA"}), json!({"key": "k"}), |text| private.sign(text).unwrap());
     let forged = signed_as(json!({"alg": "EdDSA"}), json!({"key": "k"}), |_| vec![0; 64]);
     let verdict = |credential: &Credential, text: &str| {

@@ -6,6 +6,7 @@ pub mod cjson;
 pub mod counter;
 pub mod header;
 pub mod http_call;
+pub mod jwt;
 pub mod limit;
 pub mod pcre;
 pub mod seen;

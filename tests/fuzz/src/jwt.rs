@@ -1,8 +1,8 @@
 //! JSON Web Tokens: the parts are the token, and every JSON document in it is read.
 
-use portcullis::builtin::{
-    jwt_auth::token::{Member, Token},
-    shared::base64,
+use portcullis::builtin::shared::{
+    base64,
+    jwt::token::{Member, Token},
 };
 use serde_json::Value;
 

@@ -7,6 +7,7 @@ use std::{borrow::Cow, fmt};
 use serde::de::{
     self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
+use serde_json::{Map, Value};
 
 use crate::builtin::shared::base64;
 
@@ -56,6 +57,16 @@ impl<'t> Token<'t> {
     /// Members of the payload by name: all absent if it is no object, `None` if it is no JSON.
     pub fn payload<const N: usize>(&self, names: [&str; N]) -> Option<[Member<'_>; N]> {
         members(&self.payload, names)
+    }
+
+    /// The whole header; `None` if it is no JSON object.
+    pub fn header_object(&self) -> Option<Map<String, Value>> {
+        serde_json::from_slice(&self.header).ok()
+    }
+
+    /// The whole payload; `None` if it is no JSON object.
+    pub fn claims(&self) -> Option<Map<String, Value>> {
+        serde_json::from_slice(&self.payload).ok()
     }
 }
 
@@ -240,6 +251,14 @@ mod tests {
         for odd in ["[1,{}]", "1", "-1", "1.5", "\"key\"", "null", "true"] {
             check(odd, Member::Absent, Member::Absent);
         }
+    }
+
+    #[test]
+    fn whole_documents() {
+        let text = token(r#"{"alg":"x"}"#, "[1]");
+        let token = Token::parse(&text).unwrap();
+        assert_eq!(token.header_object().map(Value::Object), Some(serde_json::json!({"alg": "x"})));
+        assert_eq!(token.claims(), None);
     }
 
     #[test]
