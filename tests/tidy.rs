@@ -77,6 +77,7 @@ const NAMES: &[(&str, &[&str], &str)] = &[
             "store/",
             "upstream/resolve.rs",
             "upstream/health/",
+            "plugin/answer.rs",
             "plugin/env.rs",
             "plugin/metrics/",
             "builtin/limit_count.rs",

@@ -60,6 +60,13 @@ impl Enabled {
         plugins.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.name.cmp(b.name)));
         Self { plugins, attrs }
     }
+
+    /// These and one more, for tests of what no built-in plugin does.
+    #[cfg(test)]
+    pub fn with(mut self, def: &'static PluginDef) -> Self {
+        self.plugins.push(def);
+        self
+    }
 }
 
 impl Registry for Enabled {

@@ -17,7 +17,7 @@ use pingora::{
 };
 use pingora_proxy::Session;
 
-use super::{replay::Replay, reply::Reply, request::RequestCtx};
+use super::{exchange::Exchange, replay::Replay, reply::Reply, request::RequestCtx};
 
 /// Pingora's replay buffer, in bytes (`BODY_BUF_LIMIT`); also the largest piece one read returns.
 const REPLAY_LIMIT: usize = 64 * 1024;
@@ -66,6 +66,62 @@ pub async fn read(session: &mut Session, ctx: &mut RequestCtx) -> Result<Bytes, 
 /// Replaces the body that the upstream will see.
 pub fn replace(ctx: &mut RequestCtx, body: Bytes) {
     ctx.body = BodyState::Read(body);
+}
+
+/// A request body on its way to the upstream, kept for plugins of the response phase.
+#[derive(Debug, Default)]
+pub struct Passed {
+    pieces: Vec<Bytes>,
+    length: usize,
+    whole: bool,
+}
+
+impl Passed {
+    /// Keeps a piece, unless the body is more than `limit` bytes: then nothing is kept.
+    pub fn keep(&mut self, piece: Option<&Bytes>, last: bool, limit: usize) {
+        if let Some(piece) = piece.filter(|piece| !piece.is_empty()) {
+            self.length = self.length.saturating_add(piece.len());
+            self.pieces.push(piece.clone());
+        }
+        if self.length > limit {
+            self.pieces = Vec::new();
+        }
+        self.whole |= last;
+    }
+}
+
+/// The body as it went to the upstream, for when the upstream has answered.
+///
+/// # Errors
+/// A 413 reply when it was larger than may be buffered, a 503 when the upstream answered before it had all come.
+pub fn passed(x: &mut Exchange<'_>) -> Result<Bytes, Reply> {
+    if let BodyState::Read(body) | BodyState::PutBack(body) = &x.ctx.body {
+        return Ok(body.clone());
+    }
+    if x.session.as_mut().is_body_empty() {
+        return Ok(Bytes::new());
+    }
+    let body = match &x.ctx.passed {
+        Some(passed) if passed.length > x.ctx.body_limit => return Err(too_large(x.ctx.body_limit)),
+        Some(passed) if passed.whole => joined(&passed.pieces),
+        _ => {
+            return Err(
+                Reply::status(503).because("the upstream answered before the request body had all come")
+            );
+        }
+    };
+    // Variables that look into the body find it there.
+    x.ctx.body = BodyState::PutBack(body.clone());
+    Ok(body)
+}
+
+/// The pieces of a body in one.
+pub fn joined(pieces: &[Bytes]) -> Bytes {
+    match pieces {
+        [] => Bytes::new(),
+        [one] => one.clone(),
+        pieces => pieces.concat().into(),
+    }
 }
 
 /// Puts a body that was read back in front of the connection.

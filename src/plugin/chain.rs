@@ -45,7 +45,7 @@ impl Step {
     }
 
     /// The identity by which an exchange keeps private state.
-    fn identity(self: &Arc<Self>) -> usize {
+    pub(super) fn identity(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self) as usize
     }
 }
@@ -74,6 +74,11 @@ impl Chain {
     /// Whether some step has a hook in this phase.
     pub fn has(&self, phase: Phases) -> bool {
         self.phases.has(phase)
+    }
+
+    /// Whether some step has a hook in one of these phases.
+    pub fn meets(&self, phases: Phases) -> bool {
+        self.phases.meets(phases)
     }
 
     /// Whether there is no step.
@@ -177,7 +182,8 @@ impl Chain {
         }
     }
 
-    fn for_phase(&self, phase: Phases) -> impl Iterator<Item = &Arc<Step>> {
+    /// The steps with a hook in a phase, in running order.
+    pub(super) fn for_phase(&self, phase: Phases) -> impl Iterator<Item = &Arc<Step>> {
         let steps: &[Arc<Step>] = if self.has(phase) { &self.steps } else { &[] };
         steps.iter().filter(move |step| step.phases().has(phase))
     }
@@ -185,7 +191,7 @@ impl Chain {
 
 impl Step {
     /// `_meta.filter`, evaluated once per request. APISIX: `plugin.lua meta_filter`.
-    fn applies(self: &Arc<Self>, x: &mut Exchange<'_>) -> bool {
+    pub(super) fn applies(self: &Arc<Self>, x: &mut Exchange<'_>) -> bool {
         let Some(filter) = &self.meta.filter else { return true };
         let identity = self.identity();
         if let Some((_, outcome)) = x.ctx.filters.iter().find(|(who, _)| *who == identity) {
@@ -197,7 +203,7 @@ impl Step {
     }
 
     /// The one place where a plugin's refusal is noted.
-    fn stopped(&self, reply: Reply, x: &mut Exchange<'_>) -> Reply {
+    pub(super) fn stopped(&self, reply: Reply, x: &mut Exchange<'_>) -> Reply {
         x.ctx.answered_by = Some(self.def.name);
         if reply.status >= 400 {
             warn!(

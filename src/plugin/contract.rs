@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
+    answer::Answer,
     env::{BuildEnv, CheckEnv},
     exchange::Exchange,
     phases::Phases,
@@ -86,6 +87,13 @@ pub trait Plugin: Send + Sync + Sized + 'static {
         async { undeclared(Self::NAME, "before_proxy", x) }
     }
 
+    /// The upstream answered, and nothing has left yet: may wait, change status and headers, ask for the body and
+    /// replace it. `Break` answers in the upstream's place. Not called for replies of the gateway, nor after an
+    /// upgrade (101).
+    fn response(&self, _answer: &mut Answer) -> impl Future<Output = Flow> + Send {
+        async { missing(Self::NAME, "response") }
+    }
+
     /// May change the head of the response, whoever made it. Cannot await: see ARCHITECTURE.md.
     fn header_filter(&self, _x: &mut Exchange<'_>, _head: &mut ResponseHeader) {}
 
@@ -134,6 +142,8 @@ pub trait Hooks: Send + Sync {
     fn access<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a>;
     /// See [`Plugin::before_proxy`].
     fn before_proxy<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a>;
+    /// See [`Plugin::response`].
+    fn response<'a>(&'a self, answer: &'a mut Answer) -> HookFuture<'a>;
     /// See [`Plugin::header_filter`].
     fn header_filter(&self, x: &mut Exchange<'_>, head: &mut ResponseHeader);
     /// See [`Plugin::body_filter`].
@@ -152,6 +162,9 @@ impl<P: Plugin> Hooks for P {
     fn before_proxy<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a> {
         Box::pin(Plugin::before_proxy(self, x))
     }
+    fn response<'a>(&'a self, answer: &'a mut Answer) -> HookFuture<'a> {
+        Box::pin(Plugin::response(self, answer))
+    }
     fn header_filter(&self, x: &mut Exchange<'_>, head: &mut ResponseHeader) {
         Plugin::header_filter(self, x, head);
     }
@@ -165,6 +178,10 @@ impl<P: Plugin> Hooks for P {
 
 /// A hook that was declared in [`Plugin::PHASES`] but not written: the first test of the plugin finds it.
 fn undeclared(plugin: &str, phase: &str, _x: &mut Exchange<'_>) -> Flow {
+    missing(plugin, phase)
+}
+
+fn missing(plugin: &str, phase: &str) -> Flow {
     super::reply::Reply::status(500)
         .because(format!("plugin {plugin} declares {phase} but has no such hook"))
         .into()

@@ -2,6 +2,7 @@
 //!
 //! Start with [`contract::Plugin`]. Invariant: nothing here knows of routes' matching, stores or snapshots.
 
+pub mod answer;
 pub mod body;
 pub mod chain;
 pub mod consumer;

@@ -19,10 +19,18 @@ impl Phases {
     pub const BODY_FILTER: Phases = Phases(16);
     /// The exchange is over. APISIX: `log`.
     pub const LOG: Phases = Phases(32);
+    /// The upstream answered; plugins may wait and ask for the body. APISIX has no such phase: there
+    /// ext-plugin-post-resp asks the upstream itself, in `before_proxy`.
+    pub const RESPONSE: Phases = Phases(64);
 
     /// Both sets together, usable in constants.
     pub const fn and(self, other: Phases) -> Phases {
         Phases(self.0 | other.0)
+    }
+
+    /// Whether some phase of `other` is in this set.
+    pub const fn meets(self, other: Phases) -> bool {
+        self.0 & other.0 != 0
     }
 
     /// Whether every phase of `other` is in this set.

@@ -11,7 +11,10 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Method};
 
-use super::{body::BodyState, consumer::Consumer};
+use super::{
+    body::{BodyState, Passed},
+    consumer::Consumer,
+};
 use crate::vars::body::PostBody;
 
 /// What is known of the matched route, for variables, logs and metrics.
@@ -121,6 +124,8 @@ pub struct RequestCtx {
     pub credential: Option<(Arc<str>, HeaderValue)>,
     /// The buffered request body.
     pub body: BodyState,
+    /// The body that went to the upstream unread, while a plugin may ask for it later.
+    pub passed: Option<Box<Passed>>,
     /// Largest body that may be buffered, in bytes.
     pub body_limit: usize,
     /// What is known of the upstream.
@@ -163,6 +168,7 @@ impl RequestCtx {
             consumer: None,
             credential: None,
             body: BodyState::Unread,
+            passed: None,
             body_limit: usize::MAX,
             upstream: UpstreamState::default(),
             status: None,

@@ -87,7 +87,7 @@ fn gateway(plugins: &Value) -> Gateway {
     Gateway { current: control.current(), options: options(), access_log: None, metrics }
 }
 
-fn environment() -> Env {
+pub(super) fn environment() -> Env {
     Env {
         registry: Enabled::new(None, Map::new()),
         compat: Compat::Now,
@@ -105,7 +105,7 @@ fn environment() -> Env {
     }
 }
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options {
         compat: Compat::Now,
         server: HeaderValue::from_static("APISIX"),

@@ -2,7 +2,7 @@
 
 use pingora_proxy::Session;
 
-use super::{Ctx, Gateway};
+use super::{Ctx, Gateway, response};
 use crate::plugin::exchange::Exchange;
 
 /// Runs once per request, after the client has its answer or is gone.
@@ -16,8 +16,11 @@ pub fn finish(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) {
     let status = written.or(ctx.request.status).unwrap_or(499);
     ctx.request.status = Some(status);
     if let (Some(upstream), Some(picked)) = (&ctx.upstream, ctx.current.take()) {
-        let latency = ctx.request.upstream.tries.last().and_then(|last| last.total).unwrap_or_default();
-        upstream.finish(picked, status, latency);
+        let last = ctx.request.upstream.tries.last();
+        let latency = last.and_then(|last| last.total).unwrap_or_default();
+        // A runner that fails, or changes the status, says nothing about the node.
+        let own = last.filter(|_| response::awaited(ctx)).and_then(|last| last.status);
+        upstream.finish(picked, own.unwrap_or(status), latency);
     }
     let Some(snapshot) = ctx.snapshot.clone() else { return };
     let mut x = Exchange::new(session, &mut ctx.request, &*snapshot);

@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod allocations;
+mod answer;
 mod finish;
 pub mod front;
 mod guard;
@@ -18,6 +19,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::HeaderMap;
 use pingora::{
     Error, Result,
     http::{RequestHeader, ResponseHeader},
@@ -27,7 +29,7 @@ use pingora::{
 };
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-use self::{options::Options, upstream::Sent};
+use self::{answer::Held, options::Options, upstream::Sent};
 use crate::{
     ops::access_log::AccessLog,
     plugin::{chain::Chain, metrics::Metrics, request::RequestCtx},
@@ -80,6 +82,8 @@ pub struct Ctx {
     picked: Option<Picked>,
     /// Being tried.
     current: Option<Picked>,
+    /// The upstream's answer while the framework must not send it.
+    held: Option<Held>,
     /// Bytes of the request body that went on, for `client_max_body_size`.
     body_sent: u64,
     _busy: Option<Busy>,
@@ -156,7 +160,7 @@ impl ProxyHttp for Gateway {
         head: &mut ResponseHeader,
         ctx: &mut Box<Ctx>,
     ) -> Result<()> {
-        response::head(session, ctx, &self.options, head)
+        response::head(session, ctx, &self.options, head).await
     }
 
     fn response_body_filter(
@@ -166,8 +170,17 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Box<Ctx>,
     ) -> Result<Option<std::time::Duration>> {
-        response::body(session, ctx, body, end);
+        response::body(session, ctx, body, end)?;
         Ok(None)
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut Box<Ctx>,
+    ) -> Result<Option<Bytes>> {
+        Ok(answer::trailers(ctx, trailers))
     }
 
     fn fail_to_connect(
@@ -205,7 +218,11 @@ impl ProxyHttp for Gateway {
         true
     }
 
-    async fn logging(&self, session: &mut Session, _: Option<&Error>, ctx: &mut Box<Ctx>) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Box<Ctx>) {
+        if ctx.held.is_some() {
+            // Boxed: other requests do not carry its state.
+            Box::pin(answer::conclude(session, ctx, &self.options, error.is_some())).await;
+        }
         finish::finish(self, session, ctx);
     }
 }

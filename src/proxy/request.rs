@@ -245,6 +245,9 @@ pub fn body(
         *chunk = last.then_some(whole);
         return Ok(());
     }
+    if let Some(passed) = &mut ctx.request.passed {
+        passed.keep(chunk.as_ref(), last, ctx.request.body_limit);
+    }
     let Some(limit) = options.max_body else { return Ok(()) };
     ctx.body_sent += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
     if ctx.body_sent > limit {

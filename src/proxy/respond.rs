@@ -6,11 +6,11 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora::{Error, ErrorSource, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::{FailToProxy, Session};
 
-use super::{Ctx, options::Options};
+use super::{Ctx, answer::Held, options::Options, response};
 use crate::plugin::{
     exchange::Exchange,
     reply::{Reply, ReplyBody},
@@ -39,6 +39,31 @@ pub async fn send(session: &mut Session, ctx: &mut Ctx, options: &Options, reply
     let mut body = Some(body);
     filter(session, ctx, &mut head, &mut body);
     write(session, head, body.unwrap_or_default()).await
+}
+
+/// Sends an answer of the upstream that plugins wanted to see whole, through the response phases of the chains.
+///
+/// # Errors
+/// The client is gone.
+pub async fn deliver(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    options: &Options,
+    mut head: ResponseHeader,
+    body: Bytes,
+    trailers: Option<HeaderMap>,
+) -> Result<()> {
+    response::dress(ctx, options, &mut head)?;
+    let mut body = Some(body);
+    filter(session, ctx, &mut head, &mut body);
+    let trailers = trailers.filter(|_| session.as_downstream().is_http2());
+    let Some(trailers) = trailers else {
+        return write(session, head, body.unwrap_or_default()).await;
+    };
+    head.remove_header(&header::TRANSFER_ENCODING);
+    session.write_response_header(Box::new(head), false).await?;
+    session.write_response_body(body, false).await?;
+    session.as_downstream_mut().write_response_trailers(trailers).await
 }
 
 /// Head and body as APISIX would make them before any filter.
@@ -178,6 +203,10 @@ fn error_page(status: u16) -> Option<Bytes> {
 
 /// Answers for an upstream that could not, with the error pages and the response phases of every other reply.
 pub async fn failed(session: &mut Session, ctx: &mut Ctx, options: &Options, error: &Error) -> FailToProxy {
+    if let Some(Held::Sent { .. }) = ctx.held.take() {
+        // The client has its answer; only the upstream's connection is lost.
+        return FailToProxy { error_code: 0, can_reuse_downstream: false };
+    }
     let route = ctx.request.route.as_ref().map(|route| route.id.clone());
     let request_id = ctx.request.request_id.as_deref();
     let cause = described(error);
@@ -201,8 +230,8 @@ pub async fn failed(session: &mut Session, ctx: &mut Ctx, options: &Options, err
 /// nginx counts a node that failed to answer as 502 or 504 in `$upstream_status`; APISIX shows it.
 fn note_upstream_status(ctx: &mut Ctx, options: &Options, status: u16) {
     if !ctx.request.upstream.tries.is_empty() && (options.show_upstream_status || status >= 500) {
-        let value = super::response::statuses(ctx, status);
-        ctx.request.set_response_header(super::response::X_APISIX_UPSTREAM_STATUS, value, HeaderMode::Set);
+        let value = response::statuses(ctx, status);
+        ctx.request.set_response_header(response::X_APISIX_UPSTREAM_STATUS, value, HeaderMode::Set);
     }
 }
 

@@ -15,7 +15,7 @@ use pingora::{
 };
 use pingora_proxy::Session;
 
-use super::{Ctx, guard, respond};
+use super::{Ctx, guard, respond, response};
 use crate::{
     net::escape::{Escape, escape_into},
     plugin::{
@@ -124,6 +124,10 @@ pub fn peer(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
 /// # Errors
 /// A plugin made a URI that is none.
 pub fn request(session: &Session, ctx: &mut Ctx, head: &mut RequestHeader) -> Result<()> {
+    if response::awaited(ctx) && !ctx.request.body.is_read() {
+        // Anew with each try: a retry sends the body from its beginning.
+        ctx.request.passed = Some(Box::default());
+    }
     if let Some(method) = &ctx.request.edits.method {
         head.set_method(method.clone());
     }
@@ -247,7 +251,8 @@ pub fn failed(
     mut error: Box<Error>,
     sent: Sent,
 ) -> Box<Error> {
-    if *error.esource() == ErrorSource::Downstream {
+    let ours = ctx.held.is_some() && *error.esource() == ErrorSource::Internal;
+    if *error.esource() == ErrorSource::Downstream || ours {
         error.set_retry(false);
         return error;
     }
@@ -258,6 +263,8 @@ pub fn failed(
     }
     let may_repeat = match sent {
         Sent::Nothing => true,
+        // Plugins that have seen an answer see no second one.
+        Sent::Request | Sent::OnKept if ctx.held.is_some() => false,
         Sent::Request | Sent::OnKept => {
             session.req_header().method.is_idempotent()
                 && !session.as_ref().retry_buffer_truncated()

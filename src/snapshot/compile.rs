@@ -9,6 +9,7 @@ use crate::{
     builtin::{self, Enabled},
     compat::Compat,
     plugin::{
+        answer::Answer,
         chain::{Chain, Step},
         contract::{HookFuture, Hooks, PublicApi},
         def::PluginDef,
@@ -184,6 +185,9 @@ impl Hooks for Disabled {
         Box::pin(async { CONTINUE })
     }
     fn before_proxy<'a>(&'a self, _: &'a mut Exchange<'_>) -> HookFuture<'a> {
+        Box::pin(async { CONTINUE })
+    }
+    fn response<'a>(&'a self, _: &'a mut Answer) -> HookFuture<'a> {
         Box::pin(async { CONTINUE })
     }
     fn header_filter(&self, _: &mut Exchange<'_>, _: &mut pingora::http::ResponseHeader) {}
