@@ -15,6 +15,7 @@ check:
 
 test: ## installs what the tests need, then runs all of them
 	.ci/setup test
+	.ci/runners test
 	cargo test --locked --no-fail-fast
 
 lint: ## format, clippy, licences, advisories

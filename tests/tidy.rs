@@ -163,7 +163,11 @@ fn files(directory: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
-            files(&path, out);
+            // what builds of the external plugins leave behind is nobody's text
+            let made = ["target", "node_modules", "dist"];
+            if !path.file_name().is_some_and(|name| made.iter().any(|one| name == *one)) {
+                files(&path, out);
+            }
         } else {
             out.push(path);
         }
