@@ -164,8 +164,10 @@ fn files(directory: &Path, out: &mut Vec<PathBuf>) {
         let path = entry.path();
         if path.is_dir() {
             // what builds of the external plugins leave behind is nobody's text
-            let made = ["target", "node_modules", "dist"];
-            if !path.file_name().is_some_and(|name| made.iter().any(|one| name == *one)) {
+            let name = entry.file_name();
+            if !["target", "node_modules", "dist"].iter().any(|made| name == *made)
+                && !name.to_string_lossy().starts_with('.')
+            {
                 files(&path, out);
             }
         } else {

@@ -3,10 +3,12 @@
 
     bench/ext_plugin/runners.py --runner ours='python3 plugins/python/bin/py-runner start --plugins bench/ext_plugin/python' \\
                                 --runner other='python3 DIR/bin/py-runner start' [--base other]
+    bench/ext_plugin/runners.py --runner ours='node plugins/node/bin/runner.js bench/ext_plugin/node' --plugins noop,body
 
 Each command is started as a gateway starts it and must know the plugins of this directory: `noop` does nothing,
-`variable` asks for one variable, `answer` stops the request. The rounds of all runners are interleaved, so that what
-else the machine does hits all of them; the median of the rounds is told. Needs the package `flatbuffers`.
+`variable` asks for one variable, `body` for the request's body, `answer` stops the request. The rounds of all runners are
+interleaved, so that what else the machine does hits all of them; the median of the rounds is told. Needs the package
+`flatbuffers`.
 """
 
 from __future__ import annotations

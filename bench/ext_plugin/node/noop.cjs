@@ -1,0 +1,13 @@
+class Noop {
+  getName() {
+    return 'noop'
+  }
+
+  parseConf(conf) {
+    return conf
+  }
+
+  async filter() {}
+}
+
+module.exports = Noop
