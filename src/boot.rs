@@ -367,6 +367,7 @@ fn environment(settings: &Settings) -> Result<Env> {
         }),
         carry: Carry::default(),
         metrics: Arc::new(Metrics::new(prometheus::Registry::new())),
+        debug_auth: settings.portcullis.debug_auth,
         upstream: upstream_defaults(settings)?,
         apis,
     })

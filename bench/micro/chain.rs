@@ -210,6 +210,7 @@ fn environment() -> Env {
         keyring: None,
         carry: Carry::default(),
         metrics: Arc::new(Metrics::new(prometheus::Registry::new())),
+        debug_auth: false,
         upstream: UpstreamDefaults {
             resolver: Resolver::new(&ResolverConf::default()).expect("a resolver"),
             timeout: TimeoutConf::default(),

@@ -174,11 +174,11 @@ impl Plugin {
             return Err(Failure::missing("Missing authorization in request"));
         };
         let token = token(header, self.any_case)
-            .ok_or_else(|| Failure::wrong(MALFORMED, "Invalid authorization header format"))?;
+            .ok_or_else(|| Failure::malformed(MALFORMED, "Invalid authorization header format"))?;
         let decoded = base64::decode(token)
-            .ok_or_else(|| Failure::wrong(MALFORMED, "Failed to decode authentication header"))?;
+            .ok_or_else(|| Failure::malformed(MALFORMED, "Failed to decode authentication header"))?;
         let (username, password) = split(&decoded)
-            .ok_or_else(|| Failure::wrong(MALFORMED, "Split authorization err: invalid decoded data"))?;
+            .ok_or_else(|| Failure::malformed(MALFORMED, "Split authorization err: invalid decoded data"))?;
 
         let found = match std::str::from_utf8(&username) {
             Ok(username) => x.world.find(<Self as contract::Plugin>::NAME, username),
@@ -197,9 +197,9 @@ impl Plugin {
 
 fn unknown(x: &Exchange<'_>) -> Failure {
     if x.world.has_any(<Plugin as contract::Plugin>::NAME) {
-        return Failure::wrong(DENIED, "failed to find user: invalid user");
+        return Failure::unknown(DENIED, "failed to find user: invalid user");
     }
-    Failure::wrong(x.compat().no_consumer(DENIED), "no consumer has basic-auth")
+    Failure::unknown(x.compat().no_consumer(DENIED), "no consumer has basic-auth")
 }
 
 impl Credential {

@@ -147,9 +147,9 @@ impl Plugin {
         match found {
             Some(found) => Ok((found, place)),
             None if !world.has_any(<Self as contract::Plugin>::NAME) => {
-                Err(Failure::wrong(x.compat().no_consumer(INVALID), "no consumer has key-auth"))
+                Err(Failure::unknown(x.compat().no_consumer(INVALID), "no consumer has key-auth"))
             }
-            None => Err(Failure::wrong(INVALID, "failed to find consumer: invalid api key")),
+            None => Err(Failure::unknown(INVALID, "failed to find consumer: invalid api key")),
         }
     }
 

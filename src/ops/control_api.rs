@@ -296,6 +296,7 @@ mod tests {
             keyring: None,
             carry: Carry::default(),
             metrics: Arc::new(Metrics::new(MetricsRegistry::new())),
+            debug_auth: false,
             upstream: UpstreamDefaults {
                 resolver: Resolver::new(&ResolverConf::default()).unwrap(),
                 timeout: TimeoutConf::default(),

@@ -11,6 +11,7 @@ use super::{
     consumer::{Authenticated, Consumer},
     contract::PublicApi,
     env::Carry,
+    metrics::Metrics,
     reply::Reply,
     request::{HeaderMode, RequestCtx},
 };
@@ -45,6 +46,10 @@ pub trait World: Send + Sync {
     fn compat(&self) -> Compat;
     /// State that outlives the snapshot.
     fn carry(&self) -> &Carry;
+    /// Where refusals are counted.
+    fn metrics(&self) -> &Metrics;
+    /// `portcullis.debug_auth`: whether the client is told why it was refused.
+    fn tells_why(&self) -> bool;
 }
 
 /// One request with its response.

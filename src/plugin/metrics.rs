@@ -25,7 +25,7 @@ use crate::compat::Compat;
 pub struct Metrics {
     /// Where plugins register metrics of their own.
     pub registry: Registry,
-    /// `portcullis_refusals_total{plugin,status}`: requests that a plugin refused.
+    /// `portcullis_refusals_total{plugin,reason}`: requests that a plugin refused, by the class of its reason.
     pub refusals: IntCounterVec,
     /// Of the gateway as a whole.
     pub gateway: Gateway,
@@ -35,13 +35,18 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: Registry) -> Self {
-        let refusals = IntCounterVec::new(
-            Opts::new("portcullis_refusals_total", "Requests that a plugin refused"),
-            &["plugin", "status"],
-        )
-        .expect("the name and labels are constants");
-        registry.register(Box::new(refusals.clone())).expect("registered once per registry");
-        Self { registry, refusals, gateway: Gateway::default(), http: OnceLock::new() }
+        let counter = |name, help| {
+            let counter = IntCounterVec::new(Opts::new(name, help), &["plugin", "reason"])
+                .expect("the name and labels are constants");
+            registry.register(Box::new(counter.clone())).expect("registered once per registry");
+            counter
+        };
+        Self {
+            refusals: counter("portcullis_refusals_total", "Requests that a plugin refused"),
+            gateway: Gateway::default(),
+            http: OnceLock::new(),
+            registry,
+        }
     }
 
     /// The metrics per request, made from `plugin_attr.prometheus` the first time; as in APISIX, a changed
@@ -93,9 +98,12 @@ mod tests {
     #[test]
     fn renders_without_the_plugin() {
         let metrics = Metrics::new(Registry::new());
-        metrics.refusals.with_label_values(&["key-auth", "401"]).inc();
+        metrics.refusals.with_label_values(&["key-auth", "wrong"]).inc();
         let text = render(&metrics);
-        assert!(text.contains("portcullis_refusals_total{plugin=\"key-auth\",status=\"401\"} 1\n"), "{text}");
+        assert!(
+            text.contains("portcullis_refusals_total{plugin=\"key-auth\",reason=\"wrong\"} 1\n"),
+            "{text}"
+        );
         assert!(
             text.contains("# TYPE apisix_http_requests_total gauge\napisix_http_requests_total 0\n"),
             "{text}"

@@ -25,6 +25,72 @@ pub enum ReplyBody {
     Bytes(Bytes),
 }
 
+/// What kind of reason a refusal has: the label of its counter, so the set is small and fixed.
+///
+/// A reply has none of its own as long as its status tells enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// There are no credentials.
+    Missing,
+    /// The credentials, or the request, cannot be read.
+    Malformed,
+    /// The credentials name nobody.
+    Unknown,
+    /// The credentials are not right: password, signature, digest.
+    Wrong,
+    /// The credentials were right at another time.
+    Expired,
+    /// Somebody known may not do this.
+    Forbidden,
+    /// Too much at once, or too often.
+    Limited,
+    /// Something is larger than allowed.
+    TooLarge,
+    /// What is asked for does not exist.
+    NotFound,
+    /// A service that the decision needs does not answer, or answers nonsense.
+    Unavailable,
+    /// The gateway or its configuration is at fault.
+    Internal,
+    /// None of the others.
+    Other,
+}
+
+impl Class {
+    /// The label: one static word.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Class::Missing => "missing",
+            Class::Malformed => "malformed",
+            Class::Unknown => "unknown",
+            Class::Wrong => "wrong",
+            Class::Expired => "expired",
+            Class::Forbidden => "forbidden",
+            Class::Limited => "limited",
+            Class::TooLarge => "too_large",
+            Class::NotFound => "not_found",
+            Class::Unavailable => "unavailable",
+            Class::Internal => "internal",
+            Class::Other => "other",
+        }
+    }
+
+    /// What a status says by itself.
+    const fn of_status(status: u16) -> Self {
+        match status {
+            400 | 415 | 422 => Class::Malformed,
+            401 | 407 => Class::Wrong,
+            403 => Class::Forbidden,
+            404 => Class::NotFound,
+            413 | 414 | 431 => Class::TooLarge,
+            429 => Class::Limited,
+            500 => Class::Internal,
+            502..=504 => Class::Unavailable,
+            _ => Class::Other,
+        }
+    }
+}
+
 /// A response made by the gateway.
 ///
 /// Its Content-Type is `text/plain; charset=utf-8` unless a header says otherwise, also for JSON: that is
@@ -37,14 +103,15 @@ pub struct Reply {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// What is sent after the head.
     pub body: ReplyBody,
-    /// Why, for the log only; never shown to the client.
+    /// Why, for the log only; never shown to the client unless `portcullis.debug_auth` is on. It holds no secret.
     pub reason: Option<String>,
+    class: Option<Class>,
 }
 
 impl Reply {
     /// A bare status, with the default error page.
     pub fn status(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: ReplyBody::Default, reason: None }
+        Self { status, headers: Vec::new(), body: ReplyBody::Default, reason: None, class: None }
     }
 
     /// `{"message": text}`, the form of most plugins.
@@ -79,6 +146,18 @@ impl Reply {
     pub fn because(mut self, reason: impl Into<String>) -> Self {
         self.reason = Some(reason.into());
         self
+    }
+
+    /// Says what kind of reason it is, where the status does not tell.
+    #[must_use]
+    pub fn classed(mut self, class: Class) -> Self {
+        self.class = Some(class);
+        self
+    }
+
+    /// What kind of reason it is.
+    pub fn class(&self) -> Class {
+        self.class.unwrap_or(Class::of_status(self.status))
     }
 }
 

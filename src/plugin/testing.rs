@@ -249,6 +249,12 @@ impl Kit {
         self
     }
 
+    /// Tells clients why they were refused.
+    pub fn debug_auth(mut self) -> Self {
+        self.world.tells_why = true;
+        self
+    }
+
     /// Reads the request and hands the exchange to `inside`.
     pub fn run<T>(&self, inside: impl AsyncFnOnce(&mut Exchange<'_>) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -340,6 +346,8 @@ pub struct KitWorld {
     apis: Vec<PublicApi>,
     compat: Compat,
     carry: Carry,
+    metrics: Metrics,
+    tells_why: bool,
 }
 
 impl Default for KitWorld {
@@ -350,6 +358,8 @@ impl Default for KitWorld {
             apis: Vec::new(),
             compat: Compat::Now,
             carry: Carry::default(),
+            metrics: Metrics::new(prometheus::Registry::new()),
+            tells_why: false,
         }
     }
 }
@@ -372,6 +382,12 @@ impl World for KitWorld {
     }
     fn carry(&self) -> &Carry {
         &self.carry
+    }
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+    fn tells_why(&self) -> bool {
+        self.tells_why
     }
 }
 

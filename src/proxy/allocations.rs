@@ -95,6 +95,7 @@ pub(super) fn environment() -> Env {
         keyring: None,
         carry: Carry::default(),
         metrics: Arc::new(Metrics::new(prometheus::Registry::new())),
+        debug_auth: false,
         upstream: UpstreamDefaults {
             resolver: Resolver::new(&ResolverConf::default()).expect("a resolver"),
             timeout: TimeoutConf::default(),

@@ -254,7 +254,7 @@ const IDENTITY: [HeaderName; 3] = crate::plugin::exchange::IDENTITY_HEADERS;
 /// Makes the headers say what the gateway itself saw, unless the peer is trusted. Plugins may change them later.
 ///
 /// Differs from APISIX: identity headers that a client sent are dropped on every route, not only where
-/// authentication overwrites them.
+/// authentication overwrites them, and so are those that only look like them to CGI.
 pub fn sanitize(session: &mut Session, ctx: &RequestCtx, options: &Options) {
     if !ctx.peer_trusted {
         drop_untrusted(session, options);
@@ -277,12 +277,22 @@ pub fn sanitize(session: &mut Session, ctx: &RequestCtx, options: &Options) {
     state(X_FORWARDED_PORT, Some(port));
 }
 
+/// Whether a header is one of [`IDENTITY`], also with `_` for `-`: CGI, WSGI and their like do not tell them apart.
+fn names_identity(name: &HeaderName) -> bool {
+    let name = name.as_str().as_bytes();
+    let same = |(one, other): (&u8, &u8)| one == other || (*one == b'_' && *other == b'-');
+    let is = |known: &HeaderName| {
+        let known = known.as_str().as_bytes();
+        known.len() == name.len() && name.iter().zip(known).all(same)
+    };
+    name.starts_with(b"x") && IDENTITY.iter().any(is)
+}
+
 fn drop_untrusted(session: &mut Session, options: &Options) {
     let head = session.req_header_mut();
-    for name in &IDENTITY {
-        if head.headers.contains_key(name) {
-            head.remove_header(name);
-        }
+    // A loop because removing one may leave another; almost no request takes more than one turn.
+    while let Some(name) = head.headers.keys().find(|name| names_identity(name)).cloned() {
+        head.remove_header(&name);
     }
     if head.headers.contains_key(header::FORWARDED) {
         head.remove_header(&header::FORWARDED);

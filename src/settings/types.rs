@@ -446,7 +446,7 @@ pub struct Portcullis {
     pub(super) threads: Option<usize>,
     pub(super) pid_file: Option<String>,
     pub(super) upgrade_sock: Option<String>,
-    /// A header that tells why authentication failed.
+    /// A response header that tells which plugin refused the request and why.
     pub debug_auth: bool,
     /// Largest request body held in memory for plugins, in bytes.
     pub request_body_buffer_max: u64,

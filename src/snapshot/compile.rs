@@ -38,6 +38,8 @@ pub struct Env {
     pub carry: Carry,
     /// Metrics that plugins feed.
     pub metrics: Arc<Metrics>,
+    /// `portcullis.debug_auth`.
+    pub debug_auth: bool,
     /// What upstreams share.
     pub upstream: UpstreamDefaults,
     /// Endpoints behind `public-api`.

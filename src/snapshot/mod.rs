@@ -24,6 +24,7 @@ use crate::{
         contract::PublicApi,
         env::Carry,
         exchange::World,
+        metrics::Metrics,
         request::RouteMeta,
     },
     upstream::{Upstream, conf::TimeoutConf},
@@ -123,6 +124,14 @@ impl World for Snapshot {
 
     fn carry(&self) -> &Carry {
         &self.env.carry
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.env.metrics
+    }
+
+    fn tells_why(&self) -> bool {
+        self.env.debug_auth
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod auth;
 mod limit;
+mod refusals;
 mod security;
 mod transform;
 

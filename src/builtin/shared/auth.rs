@@ -12,7 +12,7 @@ use crate::{
     net::args,
     plugin::{
         exchange::Exchange,
-        reply::{CONTINUE, Flow, Reply},
+        reply::{CONTINUE, Class, Flow, Reply},
     },
 };
 
@@ -35,26 +35,35 @@ pub fn anonymous_schema() -> Value {
 /// Why a request was not recognised.
 #[derive(Debug)]
 pub struct Failure {
-    kind: Kind,
+    class: Class,
     message: &'static str,
     reason: Cow<'static, str>,
-}
-
-#[derive(Debug, PartialEq)]
-enum Kind {
-    Missing,
-    Wrong,
 }
 
 impl Failure {
     /// There are no credentials.
     pub fn missing(message: &'static str) -> Self {
-        Self { kind: Kind::Missing, message, reason: message.into() }
+        Self { class: Class::Missing, message, reason: message.into() }
+    }
+
+    /// The credentials cannot be read; `reason` is for the log only.
+    pub fn malformed(message: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { class: Class::Malformed, ..Self::wrong(message, reason) }
+    }
+
+    /// The credentials name nobody; `reason` is for the log only.
+    pub fn unknown(message: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { class: Class::Unknown, ..Self::wrong(message, reason) }
+    }
+
+    /// The credentials were right at another time; `reason` is for the log only.
+    pub fn expired(message: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { class: Class::Expired, ..Self::wrong(message, reason) }
     }
 
     /// There are credentials and they are not accepted; `reason` is for the log only.
     pub fn wrong(message: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind: Kind::Wrong, message, reason: reason.into() }
+        Self { class: Class::Wrong, message, reason: reason.into() }
     }
 }
 
@@ -94,18 +103,18 @@ impl Fallback {
     /// Ends the hook.
     pub fn settle(&self, x: &mut Exchange<'_>, failure: Failure) -> Flow {
         let Some(anonymous) = &self.anonymous else {
-            let challenge = if failure.kind == Kind::Missing { &self.missing } else { &self.wrong };
-            return refuse(failure.message, failure.reason, challenge);
+            let challenge = if failure.class == Class::Missing { &self.missing } else { &self.wrong };
+            return refuse(failure.message, failure.reason, failure.class, challenge);
         };
         match x.attach_anonymous(anonymous) {
             Ok(()) => CONTINUE,
-            Err(reason) => refuse("Invalid user authorization", reason.into(), &self.wrong),
+            Err(reason) => refuse("Invalid user authorization", reason.into(), Class::Internal, &self.wrong),
         }
     }
 }
 
-fn refuse(message: &str, reason: Cow<'static, str>, challenge: &Option<HeaderValue>) -> Flow {
-    let reply = Reply::message(401, message).because(reason);
+fn refuse(message: &str, reason: Cow<'static, str>, class: Class, challenge: &Option<HeaderValue>) -> Flow {
+    let reply = Reply::message(401, message).because(reason).classed(class);
     match challenge {
         Some(challenge) => reply.with_header(header::WWW_AUTHENTICATE, challenge.clone()),
         None => reply,
