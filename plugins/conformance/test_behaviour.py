@@ -4,6 +4,7 @@ Each runner brings the plugins `stop`, `rewrite`, `response` and `inspect`, whic
 `README.md` of this directory has the details. What a language's official module cannot do is not asked of it.
 """
 
+import ipaddress
 import json
 import os
 import pathlib
@@ -42,10 +43,15 @@ def only(runner, *languages):
         pytest.skip("the official module of %s cannot" % runner.language)
 
 
-def token(runner, plugin, conf):
+def prepared(runner, key, conf):
+    """A token, asked for on a connection of its own as APISIX does: the Java runner answers twice."""
     with runner.connect() as connection:
-        text = json.dumps(conf)
-        return connection.prepare("route#1#%s#%d" % (plugin, hash(text)), [(plugin, text)])
+        return connection.prepare(key, conf)
+
+
+def token(runner, plugin, conf):
+    text = json.dumps(conf)
+    return prepared(runner, "route#1#%s#%d" % (plugin, hash(text)), [(plugin, text)])
 
 
 def call(runner, plugin, conf, kind=HTTP_REQ_CALL, vars=None, body=None, resp_body=None, **request):
@@ -160,12 +166,9 @@ def test_what_a_plugin_sees(runner):
 
 
 def test_an_ipv6_address(runner):
+    only(runner, "go", *OURS)  # Java writes sixteen decimal numbers
     seen = json.loads(call(runner, "inspect", {}, ip=b"\x20\x01\x0d\xb8" + bytes(11) + b"\x01")["body"])
-    assert seen["remote_addr"].replace("0000", "0").replace("0db8", "db8") in (
-        "2001:db8:0:0:0:0:0:0001",
-        "2001:db8:0:0:0:0:0:1",
-        "2001:db8::1",
-    )
+    assert ipaddress.ip_address(seen["remote_addr"]) == ipaddress.ip_address("2001:db8::1")
 
 
 def test_an_argument_without_a_value(runner):
@@ -335,11 +338,11 @@ def test_something_else_than_an_answer(runner):
 
 def test_many_routes(runner):
     tokens = {}
+    for number in range(1000):
+        conf = json.dumps({"status": 200, "body": "route %d" % number})
+        tokens[number] = prepared(runner, "route#%d#ext-plugin-pre-req#1" % number, [("stop", conf)])
+    assert len(set(tokens.values())) == 1000
     with runner.connect() as connection:
-        for number in range(1000):
-            conf = json.dumps({"status": 200, "body": "route %d" % number})
-            tokens[number] = connection.prepare("route#%d#ext-plugin-pre-req#1" % number, [("stop", conf)])
-        assert len(set(tokens.values())) == 1000
         for number in (0, 1, 500, 999):
             reply = connection.call(HTTP_REQ_CALL, gateway.req_call(tokens[number]))
             assert reply["body"] == b"route %d" % number
@@ -370,10 +373,9 @@ def test_several_plugins_run_in_order_and_the_first_answer_ends_it(runner):
         ("stop", json.dumps({"status": 403})),
         ("inspect", json.dumps({"fail": True})),
     ]
+    one, two = prepared(runner, "route#several", conf), prepared(runner, "route#two", conf[:1])
     with runner.connect() as connection:
-        one = connection.prepare("route#several", conf)
         assert connection.call(HTTP_REQ_CALL, gateway.req_call(one))["status"] == 403
-        two = connection.prepare("route#two", conf[:1])
         assert connection.call(HTTP_REQ_CALL, gateway.req_call(two))["path"] == "/rewritten"
 
 
