@@ -15,6 +15,8 @@ class Case:
     consumers: int = 0
     plugins: dict = field(default_factory=dict)
     access_log: bool = False
+    # Whether requests bring tokens and a signature, too, which makes them longer.
+    signed: bool = False
     # The row it is compared with, and the ratio of CPU per request that is the target.
     beside: str = ""
     at_most: float = 0.0
@@ -35,6 +37,14 @@ CASES = [
          expect=REFUSED),
     Case("basic-auth", group="plugins", consumers=1, plugins={"basic-auth": {}}, beside="plain", at_most=1.05,
          expect=REFUSED),
+    Case("plain, signed requests", group="plugins", signed=True),
+    Case("jwt-auth HS256", group="plugins", signed=True, plugins={"jwt-auth": {"header": "X-Token-HS256"}},
+         beside="plain, signed requests", at_most=1.20, expect=REFUSED),
+    # The same token again and again: its signature is verified once, then remembered.
+    Case("jwt-auth RS256", group="plugins", signed=True, plugins={"jwt-auth": {"header": "X-Token-RS256"}},
+         beside="plain, signed requests", at_most=1.15, expect=REFUSED),
+    Case("hmac-auth", group="plugins", signed=True, plugins={"hmac-auth": {}},
+         beside="plain, signed requests", at_most=1.20, expect=REFUSED),
     Case("limit-count", group="plugins", plugins={"limit-count": LIMIT_COUNT}, beside="plain", at_most=1.10,
          expect={"headers": {"x-ratelimit-limit": None}}),
     Case("response-rewrite", group="plugins", beside="plain", at_most=1.05,

@@ -1,7 +1,7 @@
 """Who is measured, and how each is configured: one worker each, access log off, connections kept on both sides.
 
 Every case sends the same headers, credentials included, so that two cases differ by what the gateway does with a
-request and not by its bytes.
+request and not by its bytes. Signed requests bring tokens and a signature besides, and are compared among themselves.
 """
 
 import base64
@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 
+import signing
 from machine import Failed, Process, free_port, get, wait_until_serving
 
 ANSWER = b"hello\n"
@@ -31,22 +32,23 @@ def credentials(i):
     return {"apikey": f"key{i:06}", "Authorization": f"Basic {basic}"}
 
 
-def headers(i):
-    return {"Host": "bench.example", "User-Agent": "bench", "Accept": "*/*", **credentials(i)}
+def headers(i, route=0, signed=False):
+    more = signing.headers("GET", path(route)) if signed else {}
+    return {"Host": "bench.example", "User-Agent": "bench", "Accept": "*/*", **credentials(i), **more}
 
 
-def raw_request(route, consumer):
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers(consumer).items())
+def raw_request(route, consumer, signed=False):
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers(consumer, route, signed).items())
     return f"GET {path(route)} HTTP/1.1\r\n{lines}\r\n"
 
 
-def write_requests(file, routes=1, consumers=1):
+def write_requests(file, routes=1, consumers=1, signed=False):
     """Every route or every consumer once, in an order without locality."""
     count = min(max(routes, consumers), MOST_REQUESTS)
     # 7919 is a prime that divides none of the sizes: each number comes once.
     spread = [i * 7919 % count for i in range(count)]
     with open(file, "w") as out:
-        out.write("\0".join(raw_request(i % routes, i % consumers) for i in spread))
+        out.write("\0".join(raw_request(i % routes, i % consumers, signed) for i in spread))
     return file
 
 
@@ -140,11 +142,13 @@ class Contender:
         self.process, self.port = process, port
         # What a right answer's headers must hold, to prove that the case does what it says.
         self.expect = expect or {}
+        self.signed = False
 
     def prove(self):
         """Answers as the upstream does, and the case's plugin shows itself."""
-        self.ready_seconds = wait_until_serving(self.process, self.port, path(0), headers(0))
-        _, got, body = get(self.port, path(0), headers(0))
+        sent = headers(0, signed=self.signed)
+        self.ready_seconds = wait_until_serving(self.process, self.port, path(0), sent)
+        _, got, body = get(self.port, path(0), sent)
         if body != ANSWER:
             raise Failed(f"{self.process.name} answers {body!r}")
         for name, value in self.expect.get("headers", {}).items():
@@ -239,8 +243,8 @@ def consumer(i):
     }
 
 
-def resources(upstream_port, routes=1, consumers=0, plugins=None):
+def resources(upstream_port, routes=1, consumers=0, plugins=None, signed=False):
     return {
         "routes": [route(i, upstream_port, plugins) for i in range(routes)],
-        "consumers": [consumer(i) for i in range(consumers)],
+        "consumers": [consumer(i) for i in range(consumers)] + (signing.consumers() if signed else []),
     }

@@ -29,9 +29,11 @@ def start(case, directory, pinned, build, upstream_port, gateway):
     missing = [plugin for plugin in case.plugins if not gateway.has(plugin)]
     if missing:
         return f"this build has no {', '.join(missing)}"
-    resources = contenders.resources(upstream_port, case.routes, case.consumers, case.plugins)
+    resources = contenders.resources(upstream_port, case.routes, case.consumers, case.plugins, case.signed)
     name = "gateway-" + "".join(letter if letter.isalnum() else "-" for letter in case.name)
-    return gateway.start(name, resources, case.expect, case.access_log)
+    started = gateway.start(name, resources, case.expect, case.access_log)
+    started.signed = case.signed
+    return started
 
 
 def run(directory, pinned, build, rounds, seconds, connections, only):
@@ -51,7 +53,7 @@ def run(directory, pinned, build, rounds, seconds, connections, only):
             continue
         started.prove()
         requests = os.path.join(directory, f"{started.process.name}.requests")
-        contenders.write_requests(requests, case.routes, max(case.consumers, 1))
+        contenders.write_requests(requests, case.routes, max(case.consumers, 1), case.signed)
         machine.wrk(pinned["load"], started.port, requests, 1, connections)
         if case.access_log and not writes_log(started):
             notes[case.name] = "this build writes no access log"

@@ -113,6 +113,19 @@ impl Compat {
         self == Compat::V3_2
     }
 
+    /// hmac-auth: the field of the consumer that a configuration without one misses.
+    pub fn hmac_key(self) -> &'static str {
+        match self {
+            Compat::V3_2 => "access_key",
+            Compat::Now => "key_id",
+        }
+    }
+
+    /// hmac-auth: whether a client learns that it sent no such header, or one of another scheme.
+    pub fn hmac_says_what_is_missing(self) -> bool {
+        self == Compat::Now
+    }
+
     /// consumer-restriction: there is nothing to compare, for example because nobody authenticated.
     pub fn restriction_without_value(self, kind: &str) -> String {
         match self {

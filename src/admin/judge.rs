@@ -190,7 +190,7 @@ impl Admin {
                 let judged = self.judge_each(plugins, SchemaType::Consumer);
                 judged.map_err(|e| format!("invalid plugins configuration: {e}"))?;
                 let registry = &self.control.env().registry;
-                let auth = |name: &String| registry.find(name).is_some_and(|def| def.auth.is_some());
+                let auth = |name: &String| registry.find(name).is_some_and(|def| def.is_auth());
                 if role == Plugins::Credential && !plugins.keys().all(auth) {
                     return Err("only supports auth type plugins in consumer credential".into());
                 }

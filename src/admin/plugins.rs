@@ -123,7 +123,7 @@ fn facts(def: &PluginDef) -> Value {
     let mut facts = Map::new();
     facts.insert("version".into(), json!(VERSION));
     facts.insert("priority".into(), json!(def.priority));
-    if def.auth.is_some() {
+    if def.is_auth() {
         facts.insert("type".into(), json!("auth"));
     }
     if def.global {

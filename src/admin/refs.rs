@@ -92,8 +92,8 @@ impl Admin {
         let snapshot = self.control.current().load();
         for (plugin, conf) in plugins {
             let auth = self.control.env().registry.find(plugin).and_then(|def| def.auth.as_ref());
-            let Some(field) = auth.map(|auth| auth.key) else { continue };
-            let Some(key) = conf.get(field).and_then(Value::as_str) else { continue };
+            let Some(auth) = auth else { continue };
+            let Some(key) = auth.identity(conf) else { continue };
             // What it stands for is known only when it is used.
             if is_secret_reference(key) {
                 continue;
@@ -108,6 +108,7 @@ impl Admin {
                     Some(id) => format!("credential: {id} of consumer: {owner_name}"),
                     None => format!("consumer: {owner_name}"),
                 };
+                let field = auth.key;
                 return Err(format!("duplicate {field} of plugin {plugin} found with {owner}"));
             }
         }

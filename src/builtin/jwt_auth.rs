@@ -5,15 +5,15 @@
 //! checked each time. Invariant: a token is never logged and never part of an error.
 //!
 //! Differs from APISIX: a public key must be of the algorithm's kind and curve; PS* signatures are as long as the
-//! key wants, not 256 bytes; hiding a cookie leaves the others as they are; `store_in_ctx` has no effect, because no
-//! plugin here looks at the payload.
+//! key wants, not 256 bytes; hiding a cookie leaves the others as they are; a consumer may name a published key set
+//! (`jwks_uri`) instead of a key; `store_in_ctx` has no effect, because no plugin here looks at the payload.
 
 mod sign;
 
 use std::{
     borrow::Cow,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http::{HeaderName, HeaderValue, header::COOKIE};
@@ -24,21 +24,20 @@ use super::shared::{
     auth::{self, Failure, Fallback, QueryValue},
     base64, is_secret_ref,
     jwt::{
+        jwks::Unverified,
         key::{Algorithm, KeyError, SigningKey, VerifyingKey},
+        source::Source,
         token::{Member, Token},
     },
     seen::Seen,
 };
-use crate::{
-    plugin::{
-        consumer::Authenticated,
-        contract::{self, AuthPlugin, PublicApi},
-        env::{BuildEnv, CheckEnv},
-        exchange::{Exchange, World},
-        phases::Phases,
-        reply::{CONTINUE, Flow},
-    },
-    vars::cookie,
+use crate::plugin::{
+    consumer::Authenticated,
+    contract::{self, AuthPlugin, PublicApi},
+    env::{BuildEnv, CheckEnv},
+    exchange::{Exchange, World},
+    phases::Phases,
+    reply::{CONTINUE, Flow},
 };
 
 const UNREADABLE: &str = "JWT token invalid";
@@ -130,6 +129,11 @@ enum Keys {
         private: Option<Result<SigningKey, KeyError>>,
         genuine: Arc<Seen>,
     },
+    /// By URL: an addition.
+    Published {
+        source: Arc<Source>,
+        genuine: Arc<Seen>,
+    },
 }
 
 /// The consumer's side as configured.
@@ -146,10 +150,23 @@ struct CredentialConfig {
     base64_secret: bool,
     #[serde(default)]
     lifetime_grace_period: f64,
+    jwks_uri: Option<String>,
+    #[serde(default = "default_refresh")]
+    jwks_refresh: u64,
+    #[serde(default = "default_verify")]
+    jwks_ssl_verify: bool,
 }
 
 fn default_lifetime() -> u64 {
     86400
+}
+
+fn default_refresh() -> u64 {
+    300
+}
+
+fn default_verify() -> bool {
+    true
 }
 
 /// Where the token was found.
@@ -208,7 +225,7 @@ impl contract::Plugin for Plugin {
         let Some((token, place)) = self.token(x) else {
             return self.fallback.settle(x, Failure::missing("Missing JWT token in request"));
         };
-        let found = self.verify(x.world, &token);
+        let found = self.verify(x.world, &token).await;
         if self.hide_credentials {
             self.hide(x, place);
         }
@@ -240,7 +257,10 @@ impl AuthPlugin for Plugin {
                 "exp": {"type": "integer", "minimum": 1, "default": 86400},
                 "key": {"type": "string", "minLength": 1},
                 "secret": {"type": "string", "minLength": 1},
-                "lifetime_grace_period": {"type": "integer", "minimum": 0, "default": 0}
+                "lifetime_grace_period": {"type": "integer", "minimum": 0, "default": 0},
+                "jwks_uri": {"type": "string", "pattern": "^https?://[^/]"},
+                "jwks_refresh": {"type": "integer", "minimum": 1, "default": 300},
+                "jwks_ssl_verify": {"type": "boolean", "default": true}
             },
             "dependencies": {
                 "algorithm": {
@@ -254,6 +274,11 @@ impl AuthPlugin for Plugin {
                                 "algorithm": {"enum": public}
                             },
                             "required": ["public_key"]
+                        },
+                        {
+                            "properties": {"algorithm": {"enum": public}},
+                            "required": ["jwks_uri"],
+                            "not": {"required": ["public_key"]}
                         }
                     ]
                 }
@@ -275,6 +300,9 @@ impl AuthPlugin for Plugin {
             && base64::decode(secret.as_bytes()).is_none()
         {
             return Err("base64_secret required but the secret is not in base64 format".into());
+        }
+        if text("jwks_uri").is_some() {
+            return if symmetric { Err("jwks_uri goes with public keys only".into()) } else { Ok(()) };
         }
         if !symmetric && text("public_key").is_none() {
             return Err("missing valid public key".into());
@@ -300,6 +328,11 @@ impl AuthPlugin for Plugin {
                 verify: VerifyingKey::from_secret(algorithm, &secret).map_err(|e| e.to_string())?,
                 sign: SigningKey::from_secret(algorithm, &secret).map_err(|e| e.to_string())?,
             }
+        } else if let Some(url) = config.jwks_uri {
+            Keys::Published {
+                source: Source::at(&url, config.jwks_ssl_verify, Duration::from_secs(config.jwks_refresh))?,
+                genuine: env.carry.state("jwt-auth", || Seen::new(REMEMBERED)),
+            }
         } else {
             let public_pem = config.public_key.ok_or("missing valid public key")?;
             Keys::Asymmetric {
@@ -317,20 +350,18 @@ impl Plugin {
     /// The token, wherever it stands; not text is taken for an unreadable token.
     fn token<'x>(&self, x: &'x Exchange<'_>) -> Option<(Cow<'x, str>, Place)> {
         if let Some(value) = auth::header(x, self.header.as_ref()) {
-            let value = std::str::from_utf8(value).unwrap_or_default();
-            let bare = value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer "));
-            return Some((bare.unwrap_or(value).into(), Place::Header));
+            let token = std::str::from_utf8(auth::bare_token(value)).unwrap_or_default();
+            return Some((token.into(), Place::Header));
         }
         match auth::query(x.args(), &self.query) {
             Some(QueryValue::One(token)) => return Some((token, Place::Query)),
             Some(QueryValue::Unusable) => return Some(("".into(), Place::Query)),
             None => {}
         }
-        let found = cookies(x).filter_map(|header| cookie::find(header, &self.cookie)).last()?;
-        Some((found.into(), Place::Cookie))
+        auth::cookie(x, &self.cookie).map(|found| (found.into(), Place::Cookie))
     }
 
-    fn verify<'a>(&self, world: &'a dyn World, text: &str) -> Result<&'a Authenticated, Failure> {
+    async fn verify<'a>(&self, world: &'a dyn World, text: &str) -> Result<&'a Authenticated, Failure> {
         let unreadable = || Failure::wrong(UNREADABLE, "JWT token invalid: invalid jwt string");
         let token = Token::parse(text).ok_or_else(unreadable)?;
         let [algorithm] = token.header(["alg"]).ok_or_else(unreadable)?;
@@ -344,7 +375,8 @@ impl Plugin {
         let Some(credential) = found.secret::<Credential>() else {
             return Err(Failure::wrong(UNVERIFIED, "the consumer's side is of another plugin"));
         };
-        credential.verify(&token, &algorithm, text).map_err(|reason| Failure::wrong(UNVERIFIED, reason))?;
+        let signed = credential.verify(&token, &algorithm, text).await;
+        signed.map_err(|reason| Failure::wrong(UNVERIFIED, reason))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as f64;
         self.in_time(&exp, &nbf, now, credential.grace)
             .map_err(|reason| Failure::wrong(UNVERIFIED, reason))?;
@@ -390,7 +422,7 @@ impl Plugin {
 
     fn hide_cookie(&self, x: &mut Exchange<'_>) {
         let is_other = |pair: &&str| pair.split_once('=').is_none_or(|(name, _)| name != &*self.cookie);
-        let pairs = cookies(x).flat_map(|header| header.split(';')).map(str::trim);
+        let pairs = auth::cookies(x).flat_map(|header| header.split(';')).map(str::trim);
         let kept: Vec<&str> = pairs.filter(|pair| !pair.is_empty()).filter(is_other).collect();
         match HeaderValue::try_from(kept.join("; ")) {
             Ok(kept) if !kept.is_empty() => x.set_header(&COOKIE, kept),
@@ -406,23 +438,19 @@ fn unknown(world: &dyn World) -> Failure {
     Failure::wrong(world.compat().no_consumer(UNKNOWN), "no consumer has jwt-auth")
 }
 
-fn cookies<'x>(x: &'x Exchange<'_>) -> impl Iterator<Item = &'x str> {
-    let headers = x.session.req_header().headers.get_all(COOKIE);
-    headers.into_iter().filter_map(|value| std::str::from_utf8(value.as_bytes()).ok())
-}
-
 impl Credential {
     /// Whether the token is signed by this consumer, with its algorithm.
-    fn verify(&self, token: &Token<'_>, claimed: &Member<'_>, text: &str) -> Result<(), String> {
+    async fn verify(&self, token: &Token<'_>, claimed: &Member<'_>, text: &str) -> Result<(), String> {
         let name = self.algorithm.name();
         if !matches!(claimed, Member::Text(claimed) if claimed == name) {
             return Err(format!("algorithm mismatch, expected {name}"));
         }
-        let signature = base64::decode_url(token.signature).ok_or("failed to decode signature")?;
+        let signature = || base64::decode_url(token.signature).ok_or("failed to decode signature");
         let genuine = match &self.keys {
-            Keys::Symmetric { verify, .. } => verify.verify(token.signed.as_bytes(), &signature),
+            Keys::Symmetric { verify, .. } => verify.verify(token.signed.as_bytes(), &signature()?),
             Keys::Asymmetric { public, public_pem, genuine, .. } => {
                 let public = public.as_ref().map_err(|e| format!("the consumer's public key: {e}"))?;
+                let signature = signature()?;
                 // A hash costs a fraction of a signature by public key.
                 let print = genuine.fingerprint(&[name.as_bytes(), public_pem.as_bytes(), text.as_bytes()]);
                 let known = genuine.has(&print);
@@ -432,8 +460,39 @@ impl Credential {
                 }
                 known
             }
+            Keys::Published { source, genuine } => return self.published(token, text, source, genuine).await,
         };
         if genuine { Ok(()) } else { Err("signature mismatch".into()) }
+    }
+
+    async fn published(
+        &self,
+        token: &Token<'_>,
+        text: &str,
+        source: &Arc<Source>,
+        genuine: &Seen,
+    ) -> Result<(), String> {
+        let mut current = source.keys().await?;
+        let mut may_be_new = true;
+        loop {
+            // With other keys a token has to prove itself anew.
+            let print =
+                genuine.fingerprint(&[self.algorithm.name().as_bytes(), &current.print, text.as_bytes()]);
+            if genuine.has(&print) {
+                return Ok(());
+            }
+            match current.keys.verify(token, Some(&[self.algorithm])) {
+                Ok(_) => {
+                    genuine.add(&print);
+                    return Ok(());
+                }
+                Err(Unverified::NoKey) if may_be_new => {
+                    may_be_new = false;
+                    current = source.newer(&current).await.ok_or_else(|| Unverified::NoKey.to_string())?;
+                }
+                Err(e) => return Err(e.to_string()),
+            }
+        }
     }
 }
 

@@ -24,12 +24,18 @@ registry! {
     of ip_restriction
     of ua_restriction
     of referer_restriction
+    of csrf
     of uri_blocker
     of request_validation
+    of multi_auth
+    auth hmac_auth
     auth basic_auth
     auth jwt_auth
+    auth jwe_decrypt
     auth key_auth
+    of acl
     of consumer_restriction
+    of attach_consumer_label
     of proxy_rewrite
     of limit_conn
     of limit_count

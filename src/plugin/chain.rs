@@ -15,7 +15,6 @@ use super::{
     def::PluginDef,
     env::Origin,
     exchange::Exchange,
-    fingerprint::Fingerprint,
     meta::Meta,
     phases::Phases,
     reply::{CONTINUE, Flow, Reply},
@@ -31,8 +30,8 @@ pub struct Step {
     pub hooks: Box<dyn Hooks>,
     /// The resource that carries its configuration.
     pub origin: Origin,
-    /// Of what it was compiled from; an equal source needs no new step, and the old one keeps its counters.
-    pub source: Fingerprint,
+    /// What it was compiled from; an equal source needs no new step, and the old one keeps its counters.
+    pub source: Box<str>,
 }
 
 impl Step {
@@ -120,7 +119,7 @@ impl Chain {
     /// Runs the rewrite hooks of plugins that a consumer brought: those the route did not have, never auth ones.
     /// APISIX: phase `rewrite_in_consumer`.
     pub async fn rewrite_newcomers(&self, before: &Chain, x: &mut Exchange<'_>) -> Flow {
-        self.run(Phases::REWRITE, x, |step| step.def.auth.is_none() && !before.contains(step.def.name)).await
+        self.run(Phases::REWRITE, x, |step| !step.def.is_auth() && !before.contains(step.def.name)).await
     }
 
     /// Runs the access hooks.

@@ -31,6 +31,8 @@ pub trait Plugin: Send + Sync + Sized + 'static {
     const PHASES: Phases;
     /// APISIX: `run_policy = "prefer_route"`: the copy in a global rule is skipped when the route has the plugin.
     const PREFER_ROUTE: bool = false;
+    /// APISIX: `type = "auth"` without a consumer's side: runs others that have one. Consumers cannot bring it along.
+    const RUNS_AUTH: bool = false;
     /// APISIX: `scope = "global"`: switched on in config.yaml, nothing to attach to a route.
     const GLOBAL: bool = false;
     /// Top-level or dotted fields that are encrypted at rest. APISIX: `encrypt_fields`.
@@ -110,6 +112,8 @@ pub trait AuthPlugin: Plugin {
     type Credential: Send + Sync + 'static;
     /// The field of the consumer's configuration that identifies it; must be unique over all consumers.
     const KEY: &'static str;
+    /// What APISIX 3.2 called that field, if it had another name. It counts when the field is not there.
+    const FORMER_KEY: Option<&'static str> = None;
     /// Secret fields of the consumer's side, encrypted at rest.
     const ENCRYPT_CREDENTIAL: &'static [&'static str] = &[];
 

@@ -25,6 +25,8 @@ pub struct PluginDef {
     pub prefer_route: bool,
     /// See [`Plugin::GLOBAL`].
     pub global: bool,
+    /// See [`Plugin::RUNS_AUTH`].
+    pub runs_auth: bool,
     /// Secret fields of the configuration on a route.
     pub encrypt: &'static [&'static str],
     /// Endpoints behind `public-api`.
@@ -42,6 +44,8 @@ pub struct PluginDef {
 pub struct AuthDef {
     /// The identifying field.
     pub key: &'static str,
+    /// See [`AuthPlugin::FORMER_KEY`].
+    pub former_key: Option<&'static str>,
     /// Secret fields of the consumer's side.
     pub encrypt: &'static [&'static str],
     schema: Side,
@@ -75,6 +79,11 @@ pub enum SchemaType {
 }
 
 impl PluginDef {
+    /// Whether the plugin is of type `auth`.
+    pub fn is_auth(&self) -> bool {
+        self.auth.is_some() || self.runs_auth
+    }
+
     /// The registry line of a plugin that does not authenticate.
     pub const fn of<P: Plugin>() -> PluginDef {
         PluginDef {
@@ -83,6 +92,7 @@ impl PluginDef {
             phases: P::PHASES,
             prefer_route: P::PREFER_ROUTE,
             global: P::GLOBAL,
+            runs_auth: P::RUNS_AUTH,
             encrypt: P::ENCRYPT,
             apis: P::apis,
             auth: None,
@@ -98,6 +108,7 @@ impl PluginDef {
     pub const fn auth<P: AuthPlugin>() -> PluginDef {
         let auth = AuthDef {
             key: P::KEY,
+            former_key: P::FORMER_KEY,
             encrypt: P::ENCRYPT_CREDENTIAL,
             schema: Side { json: P::consumer_schema, check: P::check_consumer, compiled: OnceLock::new() },
             credential: credential::<P>,
@@ -108,6 +119,7 @@ impl PluginDef {
             phases: P::PHASES,
             prefer_route: P::PREFER_ROUTE,
             global: P::GLOBAL,
+            runs_auth: P::RUNS_AUTH,
             encrypt: P::ENCRYPT,
             apis: P::apis,
             auth: Some(auth),
@@ -159,6 +171,12 @@ impl PluginDef {
 }
 
 impl AuthDef {
+    /// What identifies the consumer in its side of the configuration, if it is there.
+    pub fn identity<'c>(&self, conf: &'c Value) -> Option<&'c str> {
+        let field = conf.get(self.key).or_else(|| conf.get(self.former_key?));
+        field.and_then(Value::as_str)
+    }
+
     /// Compiles the consumer's side.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue, Method};
+use serde_json::Value;
 
 use super::{
     body::{BodyState, Passed},
@@ -122,6 +123,8 @@ pub struct RequestCtx {
     pub consumer: Option<Arc<Consumer>>,
     /// The credential it used, if it was one.
     pub credential: Option<(Arc<str>, HeaderValue)>,
+    /// What an identity provider says of somebody who is no consumer. APISIX: `ctx.external_user`.
+    pub external_user: Option<Arc<Value>>,
     /// The buffered request body.
     pub body: BodyState,
     /// The body that went to the upstream unread, while a plugin may ask for it later.
@@ -167,6 +170,7 @@ impl RequestCtx {
             params: Vec::new(),
             consumer: None,
             credential: None,
+            external_user: None,
             body: BodyState::Unread,
             passed: None,
             body_limit: usize::MAX,

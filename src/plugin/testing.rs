@@ -223,7 +223,8 @@ impl Kit {
     fn authenticated<P: AuthPlugin>(mut self, username: &str, id: Option<&str>, conf: Value) -> Self {
         let setup = Setup::new().compat(self.world.compat).origin("consumer", username);
         let secret = setup.credential::<P>(&conf).expect("the credential compiles");
-        let key = conf[P::KEY].as_str().expect("the identifying field is text").to_owned();
+        let identity = PluginDef::auth::<P>().auth.and_then(|auth| auth.identity(&conf).map(str::to_owned));
+        let key = identity.expect("the identifying field is text");
         let owner = match self.world.consumer(username) {
             Some(owner) => owner.clone(),
             None => {

@@ -15,7 +15,6 @@ use crate::{
         def::PluginDef,
         env::{BuildEnv, Carry, Origin, Registry},
         exchange::Exchange,
-        fingerprint::{self, Fingerprint},
         meta::{self, Meta},
         metrics::Metrics,
         reply::CONTINUE,
@@ -94,7 +93,7 @@ fn step(
 ) -> Result<Arc<Step>, String> {
     let source = source(conf, metadata.as_ref());
     let same =
-        |step: &&Arc<Step>| step.def.name == def.name && step.origin == *origin && step.source == source;
+        |step: &&Arc<Step>| step.def.name == def.name && step.origin == *origin && *step.source == *source;
     let kept = old.and_then(|chain| chain.steps().iter().find(same));
     if let Some(step) = kept {
         return Ok(step.clone());
@@ -109,7 +108,7 @@ fn step(
         let build = build_env(env, origin, def.name, metadata.as_ref());
         def.build(conf, &build).map_err(fault)?
     };
-    Ok(Arc::new(Step { def, meta, hooks, origin: origin.clone(), source }))
+    Ok(Arc::new(Step { def, meta, hooks, origin: origin.clone(), source: source.into() }))
 }
 
 /// What a plugin's build may see.
@@ -156,9 +155,11 @@ fn resolve(reference: &Reference) -> Result<Revealed, ResolveError> {
     }
 }
 
-fn source(conf: &Value, metadata: Option<&Value>) -> Fingerprint {
-    let texts = [Some(conf), metadata].map(|value| value.map(Value::to_string));
-    fingerprint::of(texts.iter().flatten().map(String::as_str))
+fn source(conf: &Value, metadata: Option<&Value>) -> String {
+    match metadata {
+        Some(metadata) => format!("{conf}\n{metadata}"),
+        None => conf.to_string(),
+    }
 }
 
 /// Checks that a plugin map compiles, without keeping anything: the dry run of the Admin API.

@@ -132,7 +132,7 @@ pub fn compile(
         if !compile::reveal(env, &mut conf, auth.encrypt) {
             continue;
         }
-        let Some(key) = conf.get(auth.key).and_then(Value::as_str) else { continue };
+        let Some(key) = auth.identity(&conf) else { continue };
         let build = compile::build_env(env, origin, def.name, None);
         let secret = auth
             .credential(&conf, &build)

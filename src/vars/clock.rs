@@ -5,7 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use chrono::{DateTime, Local, Utc};
+use chrono::{DateTime, Datelike, Local, Utc};
 
 type Last = RefCell<(u64, String)>;
 
@@ -34,6 +34,14 @@ pub fn http_date(at: SystemTime) -> String {
     HTTP.with(|last| once_a_second(last, at, format))
 }
 
+/// `Expires` of a cookie as `ngx.cookie_time` writes it, of seconds since 1970: two digits of the year up to 2037.
+#[must_use]
+pub fn cookie_time(at: i64) -> String {
+    let at = DateTime::<Utc>::from_timestamp(at, 0).unwrap_or_default();
+    let format = if at.year() > 2037 { "%a, %d-%b-%Y %H:%M:%S GMT" } else { "%a, %d-%b-%y %H:%M:%S GMT" };
+    at.format(format).to_string()
+}
+
 fn local(at: SystemTime, format: &str) -> String {
     DateTime::<Local>::from(at).format(format).to_string()
 }
@@ -53,6 +61,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn times_of_cookies() {
+        assert_eq!(cookie_time(1_290_079_655), "Thu, 18-Nov-10 11:27:35 GMT");
+        assert_eq!(cookie_time(2_145_916_800), "Fri, 01-Jan-2038 00:00:00 GMT");
+        assert_eq!(cookie_time(i64::MAX), "Thu, 01-Jan-70 00:00:00 GMT");
+    }
 
     #[test]
     fn an_http_date_is_the_rfcs_own_example() {

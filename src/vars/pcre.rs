@@ -105,6 +105,21 @@ impl Pcre {
         Some((out, captures))
     }
 
+    /// The parts of the text between occurrences. APISIX: `ngx.re.split`, but for empty parts at the end.
+    #[must_use]
+    pub fn split(&self, text: &str) -> Vec<String> {
+        match &self.engine {
+            Engine::Linear(regex) => {
+                let bytes = lossless::to_bytes(text);
+                regex.split(&bytes).map(|part| lossless::from_bytes(part).into_owned()).collect()
+            }
+            // A search that gives up ends the text.
+            Engine::Backtracking(regex) => {
+                regex.split(text).map_while(Result::ok).map(str::to_owned).collect()
+            }
+        }
+    }
+
     fn matches(&self, text: &str) -> bool {
         match &self.engine {
             Engine::Linear(regex) => regex.is_match(&lossless::to_bytes(text)),
@@ -375,6 +390,18 @@ mod tests {
     fn check(pattern: &str, text: &str, expected: bool) {
         let pcre = Pcre::new(pattern, Case::Sensitive).unwrap();
         assert_eq!(pcre.is_match(text), expected, "{pattern} on {text:?}, {:?}", pcre.engine);
+    }
+
+    #[test]
+    fn splits() {
+        for (pattern, text, parts) in [
+            ("\\s*,\\s*", "a , b,,c", vec!["a", "b", "", "c"]),
+            ("(?=x),", "a,b", vec!["a,b"]),
+            ("(?<!x),", "a,b", vec!["a", "b"]),
+            (",", "", vec![""]),
+        ] {
+            assert_eq!(Pcre::new(pattern, Case::Sensitive).unwrap().split(text), parts, "{pattern} {text}");
+        }
     }
 
     #[test]

@@ -84,7 +84,7 @@ impl Credential {
         }
         let key = match &self.keys {
             Keys::Symmetric { sign, .. } => sign,
-            Keys::Asymmetric { private: None, .. } => return Err(Unsigned::NoKey),
+            Keys::Asymmetric { private: None, .. } | Keys::Published { .. } => return Err(Unsigned::NoKey),
             Keys::Asymmetric { private: Some(key), .. } => {
                 key.as_ref().map_err(|e| Unsigned::Failed(e.to_string()))?
             }
@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(uid, Member::Number(7.0));
             assert!(matches!(exp, Member::Number(_)));
             let plugin: Plugin = testing::plugin(json!({}));
-            kit.run(async |x| assert!(plugin.verify(x.world, token).is_ok(), "{key}"));
+            kit.run(async |x| assert!(plugin.verify(x.world, token).await.is_ok(), "{key}"));
         }
     }
 

@@ -175,7 +175,9 @@ fn genuine_signatures_are_remembered_and_others_are_not() {
     let token = signed_as(json!({"alg": "EdDSA"}), json!({"key": "k"}), |text| private.sign(text).unwrap());
     let forged = signed_as(json!({"alg": "EdDSA"}), json!({"key": "k"}), |_| vec![0; 64]);
     let verdict = |credential: &Credential, text: &str| {
-        credential.verify(&Token::parse(text).unwrap(), &Member::Text("EdDSA".into()), text)
+        Kit::get("/", &[]).run(async |_| {
+            credential.verify(&Token::parse(text).unwrap(), &Member::Text("EdDSA".into()), text).await
+        })
     };
     for _ in 0..2 {
         assert_eq!(verdict(&credential, &token), Ok(()));
@@ -188,6 +190,17 @@ fn genuine_signatures_are_remembered_and_others_are_not() {
     let other = json!({"key": "k", "algorithm": "EdDSA", "public_key": pair(Algorithm::EdDSA).1});
     let other = setup.credential::<Plugin>(&other).ok().unwrap();
     assert!(verdict(&other, &token).is_err());
+}
+
+#[test]
+fn published_keys_that_cannot_be_had_let_nobody_in() {
+    // Port 1 of this machine has no server.
+    let conf = json!({"key": "k", "algorithm": "EdDSA", "jwks_uri": "http://127.0.0.1:1/jwks"});
+    let (private, _) = pair(Algorithm::EdDSA);
+    let private = SigningKey::from_pem(Algorithm::EdDSA, &private).unwrap();
+    let token = private.token(json!({}), &json!({"key": "k"})).unwrap();
+    let kit = Kit::get("/", &[("Authorization", &token)]).known::<Plugin>("k", conf);
+    assert_eq!(kit.rewrite(&testing::plugin::<Plugin>(json!({}))), NO);
 }
 
 #[test]
@@ -254,6 +267,13 @@ fn refuses_bad_configurations() {
     let rsa = json!({"key": "k", "algorithm": "RS256", "public_key": "p"});
     consumer_refused(now, rsa.clone(), "");
     consumer_refused(Compat::V3_2, rsa, "missing valid private key");
+    let published = |algorithm: &str, url: &str| json!({"key": "k", "algorithm": algorithm, "jwks_uri": url});
+    consumer_refused(now, published("ES256", "http://127.0.0.1:1/"), "");
+    consumer_refused(Compat::V3_2, published("ES256", "http://127.0.0.1:1/"), "");
+    let mut symmetric = published("HS256", "http://127.0.0.1:1/");
+    symmetric["secret"] = json!("s");
+    consumer_refused(now, symmetric, "jwks_uri goes with public keys only");
+    assert!(Setup::new().credential::<Plugin>(&published("ES256", "file:///keys")).is_err());
     assert!(
         Setup::new().credential::<Plugin>(&json!({"key": "k", "algorithm": "none", "secret": "s"})).is_err()
     );

@@ -14,6 +14,7 @@ use crate::{
         exchange::Exchange,
         reply::{CONTINUE, Class, Flow, Reply},
     },
+    vars::cookie,
 };
 
 /// The schema of `realm`. APISIX: `schema_def.get_realm_schema`.
@@ -151,6 +152,22 @@ pub fn hide_query(x: &mut Exchange<'_>, name: &str) {
 /// A request header's first value as bytes; empty counts as present. APISIX: `core.request.header`.
 pub fn header<'x>(x: &'x Exchange<'_>, name: Option<&HeaderName>) -> Option<&'x [u8]> {
     x.session.req_header().headers.get(name?).map(HeaderValue::as_bytes)
+}
+
+/// What follows `Bearer ` or `bearer `, or the whole header.
+pub fn bare_token(header: &[u8]) -> &[u8] {
+    header.strip_prefix(b"Bearer ").or_else(|| header.strip_prefix(b"bearer ")).unwrap_or(header)
+}
+
+/// The Cookie headers that are text.
+pub fn cookies<'x>(x: &'x Exchange<'_>) -> impl Iterator<Item = &'x str> {
+    let headers = x.session.req_header().headers.get_all(header::COOKIE);
+    headers.into_iter().filter_map(|value| std::str::from_utf8(value.as_bytes()).ok())
+}
+
+/// A cookie; of several with one name the last counts.
+pub fn cookie<'x>(x: &'x Exchange<'_>, name: &str) -> Option<&'x str> {
+    cookies(x).filter_map(|header| cookie::find(header, name)).last()
 }
 
 #[cfg(test)]

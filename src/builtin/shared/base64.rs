@@ -18,6 +18,12 @@ pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
     STANDARD.decode(&text[..digits]).ok()
 }
 
+/// Encodes with the standard alphabet and padding.
+#[must_use]
+pub fn encode(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
 /// Decodes the URL-safe alphabet (RFC 4648 §5), padded or not.
 #[must_use]
 pub fn decode_url(text: &str) -> Option<Vec<u8>> {

@@ -12,8 +12,11 @@ pub mod config;
 pub mod cookie;
 pub mod escape;
 pub mod expr;
+pub mod hmac;
 pub mod host;
 pub mod jsonpath;
+pub mod jwe;
+pub mod jwks;
 pub mod jwt;
 pub mod log_format;
 pub mod pcre;
@@ -35,8 +38,11 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("cookie", cookie::run),
     ("escape", escape::run),
     ("expr", expr::run),
+    ("hmac", hmac::run),
     ("host", host::run),
     ("jsonpath", jsonpath::run),
+    ("jwe", jwe::run),
+    ("jwks", jwks::run),
     ("jwt", jwt::run),
     ("log_format", log_format::run),
     ("pcre", pcre::run),
