@@ -28,6 +28,8 @@ registry! {
     of uri_blocker
     of request_validation
     of multi_auth
+    auth ldap_auth_advanced
+    auth ldap_auth
     auth hmac_auth
     auth basic_auth
     auth jwt_auth

@@ -62,6 +62,11 @@ impl Failure {
         Self { class: Class::Expired, ..Self::wrong(message, reason) }
     }
 
+    /// Whoever could judge the credentials does not answer; `reason` is for the log only.
+    pub fn unavailable(message: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { class: Class::Unavailable, ..Self::wrong(message, reason) }
+    }
+
     /// There are credentials and they are not accepted; `reason` is for the log only.
     pub fn wrong(message: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
         Self { class: Class::Wrong, message, reason: reason.into() }

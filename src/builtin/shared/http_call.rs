@@ -198,6 +198,13 @@ impl Call {
         self.header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
     }
 
+    /// Sets a body whose type nobody tells.
+    #[must_use]
+    pub fn content(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+
     /// Sets a body as HTML forms send it.
     #[must_use]
     pub fn form<'f>(self, fields: impl IntoIterator<Item = (&'f str, &'f str)>) -> Self {
@@ -241,6 +248,7 @@ type Pool = reqwest::Client;
 static POOLS: LazyLock<Mutex<HashMap<PoolKey, Weak<Pool>>>> = LazyLock::new(Mutex::default);
 
 static TRUSTED: OnceLock<Vec<reqwest::Certificate>> = OnceLock::new();
+static TRUSTED_PEM: OnceLock<Vec<u8>> = OnceLock::new();
 
 /// Trusts these certificate authorities instead of the system's, from here on. Called before any plugin is compiled.
 ///
@@ -255,7 +263,13 @@ pub fn trust(file: &Path) -> Result<(), String> {
     }
     // A second call, as tests make it, changes nothing: pools that exist would not follow.
     let _ = TRUSTED.set(certificates);
+    let _ = TRUSTED_PEM.set(pem);
     Ok(())
+}
+
+/// The certificate authorities that are trusted instead of the system's, in PEM; for connections that are not HTTP.
+pub fn trusted() -> Option<&'static [u8]> {
+    TRUSTED_PEM.get().map(Vec::as_slice)
 }
 
 impl Client {

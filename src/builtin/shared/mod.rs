@@ -2,11 +2,13 @@
 
 pub mod auth;
 pub mod base64;
+pub mod basic;
 pub mod cjson;
 pub mod counter;
 pub mod header;
 pub mod http_call;
 pub mod jwt;
+pub mod ldap;
 pub mod limit;
 pub mod pcre;
 pub mod seen;

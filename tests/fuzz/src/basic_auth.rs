@@ -1,8 +1,8 @@
 //! `Authorization: Basic`: a user name has no colon, and neither it nor the password has white space.
 
-use portcullis::builtin::{
-    basic_auth::{split, token},
-    shared::base64,
+use portcullis::builtin::shared::{
+    base64,
+    basic::{split, token},
 };
 
 /// Reads a header as strictly and as leniently as the plugin can.

@@ -18,6 +18,7 @@ pub mod jsonpath;
 pub mod jwe;
 pub mod jwks;
 pub mod jwt;
+pub mod ldap;
 pub mod log_format;
 pub mod pcre;
 pub mod post_body;
@@ -44,6 +45,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("jwe", jwe::run),
     ("jwks", jwks::run),
     ("jwt", jwt::run),
+    ("ldap", ldap::run),
     ("log_format", log_format::run),
     ("pcre", pcre::run),
     ("post_body", post_body::run),

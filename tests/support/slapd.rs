@@ -1,0 +1,233 @@
+//! A real OpenLDAP with a few users, on free ports of this machine.
+
+use std::{
+    fs,
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+use super::{eventually, gateway::free_port, tool};
+
+const PROGRAM: &str = "/usr/sbin/slapd";
+
+/// Everything below it is the directory's content.
+pub const BASE: &str = "ou=users,dc=example,dc=org";
+
+/// Who may see everything, and its password.
+pub const ADMIN: (&str, &str) = ("cn=admin,dc=example,dc=org", "adminpassword");
+
+/// `cn`, `uid`, password and department of each user below [`BASE`].
+const USERS: &[(&str, &str, &str, &str)] = &[
+    ("user01", "user01", "password1", "sales"),
+    ("user02", "user02", "pass:word2", "sales"),
+    (r"comma\,user", "comma,user", "commapass", "legal"),
+    ("jdoe", "jdoe", "janesecret", "it"),
+    // Hidden from whoever has not said who it is.
+    ("secretuser", "secretuser", "secretpass", "it"),
+];
+
+/// The running server. It ends when it is dropped.
+pub struct Slapd {
+    /// Where `ldap://` is spoken.
+    pub port: u16,
+    /// Where `ldaps://` is spoken.
+    pub tls_port: u16,
+    home: TempDir,
+    child: Child,
+}
+
+impl Slapd {
+    /// Starts it and waits until it answers.
+    #[track_caller]
+    pub fn start() -> Self {
+        let home = tempfile::Builder::new().prefix("portcullis-slapd-").tempdir().expect("a directory");
+        certificates(home.path());
+        fs::create_dir(home.path().join("db")).expect("a directory can be made");
+        fs::write(home.path().join("slapd.conf"), configuration(home.path())).expect("it can be written");
+        fs::write(home.path().join("users.ldif"), content()).expect("it can be written");
+        let (conf, ldif) = (path(home.path(), "slapd.conf"), path(home.path(), "users.ldif"));
+        tool::stdout("/usr/sbin/slapadd", &["-f", &conf, "-l", &ldif]);
+        let (port, tls_port) = (free_port(), free_port());
+        let child = serve(home.path(), port, tls_port);
+        let started = Self { port, tls_port, home, child };
+        started.until_ready();
+        started
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// `localhost:PORT`, where TLS is spoken: its certificate is for that name.
+    pub fn tls_address(&self) -> String {
+        format!("localhost:{}", self.tls_port)
+    }
+
+    /// The certificate of the authority that signed the server's.
+    pub fn authority(&self) -> String {
+        path(self.home.path(), "ca.pem")
+    }
+
+    /// How many connections from clients are open to `ldap://`, as the kernel counts them.
+    pub fn connections(&self) -> usize {
+        let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+        let local = format!("0100007F:{:04X}", self.port);
+        // State 01: established.
+        let is_ours = |line: &&str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields.len() > 3 && fields[1] == local && fields[3] == "01"
+        };
+        table.lines().filter(is_ours).count()
+    }
+
+    /// Ends the server and starts it anew on the same ports: connections of before are closed.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.stop();
+        self.child = serve(self.home.path(), self.port, self.tls_port);
+        self.until_ready();
+    }
+
+    /// Ends the server.
+    pub fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    #[track_caller]
+    fn until_ready(&self) {
+        eventually("slapd listens", || {
+            let listens = |port| TcpStream::connect(("127.0.0.1", port)).is_ok();
+            listens(self.port) && listens(self.tls_port)
+        });
+    }
+}
+
+impl Drop for Slapd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let said = fs::read_to_string(self.home.path().join("slapd.log")).unwrap_or_default();
+            eprintln!("---- slapd said:\n{said}----");
+        }
+        self.stop();
+    }
+}
+
+fn serve(home: &Path, port: u16, tls_port: u16) -> Child {
+    let log = fs::File::create(home.join("slapd.log")).expect("a log can be made");
+    let urls = format!("ldap://127.0.0.1:{port} ldaps://127.0.0.1:{tls_port}");
+    // Any debug level keeps it in the foreground.
+    let arguments = ["-h", &urls, "-f", &path(home, "slapd.conf"), "-d", "0"];
+    let child =
+        Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+    child.unwrap_or_else(|e| panic!("{PROGRAM} cannot be run ({e}): `make test` installs what tests need"))
+}
+
+fn path(home: &Path, name: &str) -> String {
+    home.join(name).to_str().expect("temporary directories have plain names").to_owned()
+}
+
+/// An authority, and a certificate of it for `localhost`.
+fn certificates(home: &Path) {
+    let file = |name: &str| path(home, name);
+    let openssl = |arguments: &[&str]| {
+        tool::stdout("openssl", arguments);
+    };
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=Authority of the tests",
+        "-keyout",
+        &file("ca.key"),
+        "-out",
+        &file("ca.pem"),
+    ]);
+    openssl(&[
+        "req",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-keyout",
+        &file("server.key"),
+        "-out",
+        &file("server.csr"),
+    ]);
+    fs::write(home.join("names"), "subjectAltName=DNS:localhost\n").expect("it can be written");
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        &file("server.csr"),
+        "-CA",
+        &file("ca.pem"),
+        "-CAkey",
+        &file("ca.key"),
+        "-CAcreateserial",
+        "-days",
+        "2",
+        "-extfile",
+        &file("names"),
+        "-out",
+        &file("server.pem"),
+    ]);
+}
+
+fn configuration(home: &Path) -> String {
+    let home = home.display();
+    let (admin, password) = ADMIN;
+    format!(
+        "include /etc/ldap/schema/core.schema\n\
+         include /etc/ldap/schema/cosine.schema\n\
+         include /etc/ldap/schema/inetorgperson.schema\n\
+         modulepath /usr/lib/ldap\n\
+         moduleload back_mdb\n\
+         pidfile {home}/slapd.pid\n\
+         TLSCACertificateFile {home}/ca.pem\n\
+         TLSCertificateFile {home}/server.pem\n\
+         TLSCertificateKeyFile {home}/server.key\n\
+         # The dangerous setting that some directories have: a bind without a password is a success.\n\
+         allow bind_anon_cred bind_anon_dn\n\
+         access to dn.exact=\"cn=secretuser,{BASE}\" by anonymous auth by users read by * none\n\
+         access to attrs=userPassword by anonymous auth by * none\n\
+         access to * by * read\n\
+         database mdb\n\
+         maxsize 10485760\n\
+         suffix \"dc=example,dc=org\"\n\
+         rootdn \"{admin}\"\n\
+         rootpw {password}\n\
+         directory {home}/db\n"
+    )
+}
+
+fn content() -> String {
+    let mut ldif = String::from(
+        "dn: dc=example,dc=org\nobjectClass: dcObject\nobjectClass: organization\ndc: example\no: Example\n\n\
+         dn: ou=users,dc=example,dc=org\nobjectClass: organizationalUnit\nou: users\n\n\
+         dn: ou=staff,ou=users,dc=example,dc=org\nobjectClass: organizationalUnit\nou: staff\n\n",
+    );
+    for (cn, uid, password, department) in USERS {
+        let plain = cn.replace('\\', "");
+        ldif.push_str(&format!(
+            "dn: cn={cn},{BASE}\nobjectClass: inetOrgPerson\ncn: {plain}\nsn: {uid}\nuid: {uid}\n\
+             departmentNumber: {department}\nuserPassword: {password}\n\n"
+        ));
+    }
+    // One that only a search finds.
+    ldif.push_str(&format!(
+        "dn: cn=Deep Down,ou=staff,{BASE}\nobjectClass: inetOrgPerson\ncn: Deep Down\nsn: Down\nuid: deep\n\
+         userPassword: deeppass\n\n"
+    ));
+    ldif
+}
