@@ -156,6 +156,11 @@ impl Control {
         self.workspace.lock().unwrap_or_else(PoisonError::into_inner).upstream_of(key)?.health_report(name)
     }
 
+    /// Whether there is a resource.
+    pub fn has(&self, key: &Key) -> bool {
+        self.workspace.lock().unwrap_or_else(PoisonError::into_inner).has(key)
+    }
+
     /// How many resources of a kind are served from, for status pages.
     pub fn count(&self, kind: Kind) -> usize {
         self.workspace.lock().unwrap_or_else(PoisonError::into_inner).count(kind)

@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn nesting_is_bounded() {
-        assert!(parse(("[".repeat(MAX_DEPTH) + &"]".repeat(MAX_DEPTH)).as_bytes()).is_ok());
+        assert!(parse(("[".repeat(MAX_DEPTH) + "]".repeat(MAX_DEPTH).as_str()).as_bytes()).is_ok());
         let error = parse("[".repeat(100_000).as_bytes()).unwrap_err();
         assert_eq!(error, "Found too many nested data structures (101) at character 101");
     }

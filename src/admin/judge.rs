@@ -17,7 +17,7 @@ use crate::{
         env::{CheckEnv, Registry},
         meta,
     },
-    resource::{self, Kind, secret},
+    resource::{self, Key, Kind, secret},
     schema::lua,
     vars::expr::{self, Expr},
 };
@@ -208,7 +208,7 @@ impl Admin {
             return Err(error);
         }
         let def = self.control.env().registry.find(name).ok_or_else(|| unknown(name))?;
-        if let Err(error) = def.check(conf, of, &self.check_env()) {
+        if let Err(error) = def.check(conf, of, &self.check_env(name)) {
             // What never runs may be anything: the file it needs may be on other machines only.
             if !meta::disabled(conf) {
                 return Err(format!("failed to check the configuration of plugin {name} err: {error}"));
@@ -223,13 +223,14 @@ impl Admin {
     fn judge_metadata(&self, name: Option<&str>, value: &Value) -> Result<(), String> {
         let name = name.ok_or("missing plugin name")?;
         let def = builtin::REGISTRY.iter().find(|def| def.name == name).ok_or("invalid plugin name")?;
-        let judged = def.check(value, SchemaType::Metadata, &self.check_env());
+        let judged = def.check(value, SchemaType::Metadata, &self.check_env(name));
         judged.map_err(|error| format!("invalid configuration: {error}"))
     }
 
-    fn check_env(&self) -> CheckEnv<'_> {
+    fn check_env(&self, plugin: &str) -> CheckEnv<'_> {
         let env = self.control.env();
-        CheckEnv { registry: &env.registry, compat: env.compat }
+        let has_metadata = self.control.has(&Key::new(Kind::PluginMetadata, plugin));
+        CheckEnv { registry: &env.registry, compat: env.compat, has_metadata }
     }
 
     fn decrypt_key(&self, key: &str) -> Option<String> {

@@ -28,6 +28,7 @@ registry! {
     of uri_blocker
     of request_validation
     of multi_auth
+    of authz_casbin
     auth ldap_auth_advanced
     auth ldap_auth
     auth hmac_auth
@@ -38,6 +39,8 @@ registry! {
     of acl
     of consumer_restriction
     of attach_consumer_label
+    of forward_auth
+    of opa
     of proxy_rewrite
     of limit_conn
     of limit_count

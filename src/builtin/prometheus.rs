@@ -293,6 +293,7 @@ mod tests {
             service_name: None,
             paths: vec!["/a".into(), "/x*".into()],
             hosts: vec!["a.com".into()],
+            ..RouteMeta::default()
         }
     }
 

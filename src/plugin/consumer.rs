@@ -19,6 +19,8 @@ pub struct Consumer {
     pub group_id: Option<Arc<str>>,
     /// Labels as stored, for plugins that look at them.
     pub labels: Value,
+    /// As it is stored, as JSON.
+    pub stored: Arc<str>,
     /// Its non-auth plugins, compiled; overlays the route's chain.
     pub plugins: Chain,
 }

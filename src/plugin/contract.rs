@@ -62,6 +62,11 @@ pub trait Plugin: Send + Sync + Sized + 'static {
         error
     }
 
+    /// Whether a configuration that the JSON schema refuses is accepted all the same.
+    fn pardons(_conf: &Value, _env: &CheckEnv<'_>) -> bool {
+        false
+    }
+
     /// Compiles the configuration. May not block on the network.
     ///
     /// # Errors

@@ -35,6 +35,7 @@ pub struct PluginDef {
     pub auth: Option<AuthDef>,
     schema: Side,
     reword: fn(&Value, String) -> String,
+    pardons: fn(&Value, &CheckEnv<'_>) -> bool,
     metadata_schema: fn() -> Option<Value>,
     metadata: OnceLock<Option<Arc<Compiled>>>,
     build: Build,
@@ -98,6 +99,7 @@ impl PluginDef {
             auth: None,
             schema: Side { json: P::schema, check: P::check, compiled: OnceLock::new() },
             reword: P::reword,
+            pardons: P::pardons,
             metadata_schema: P::metadata_schema,
             metadata: OnceLock::new(),
             build: build::<P>,
@@ -125,6 +127,7 @@ impl PluginDef {
             auth: Some(auth),
             schema: Side { json: P::schema, check: P::check, compiled: OnceLock::new() },
             reword: P::reword,
+            pardons: P::pardons,
             metadata_schema: P::metadata_schema,
             metadata: OnceLock::new(),
             build: build::<P>,
@@ -157,8 +160,11 @@ impl PluginDef {
             (SchemaType::Consumer, Some(auth)) => &auth.schema,
             _ => &self.schema,
         };
-        side.compiled().schema.check(conf).map_err(|error| (self.reword)(conf, error))?;
-        (side.check)(conf, env)
+        match side.compiled().schema.check(conf) {
+            Err(_) if of == SchemaType::Route && (self.pardons)(conf, env) => Ok(()),
+            Err(error) => Err((self.reword)(conf, error)),
+            Ok(()) => (side.check)(conf, env),
+        }
     }
 
     /// Compiles a configuration that passed [`PluginDef::check`].

@@ -44,6 +44,8 @@ pub struct CheckEnv<'a> {
     pub registry: &'a dyn Registry,
     /// The APISIX whose texts are spoken.
     pub compat: Compat,
+    /// Whether the plugin whose configuration is checked has metadata.
+    pub has_metadata: bool,
 }
 
 /// What a build may see.

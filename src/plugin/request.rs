@@ -33,6 +33,10 @@ pub struct RouteMeta {
     pub paths: Vec<Box<str>>,
     /// The hosts of the route as written.
     pub hosts: Vec<Box<str>>,
+    /// The route as it is stored, as JSON.
+    pub stored: Arc<str>,
+    /// Its service as it is stored, as JSON.
+    pub stored_service: Option<Arc<str>>,
 }
 
 /// Changes to the upstream request that are not header edits (those are made in place).

@@ -78,7 +78,7 @@ impl Setup {
 
     /// What `Plugin::check` sees.
     pub fn check_env(&self) -> CheckEnv<'_> {
-        CheckEnv { registry: &self.registry, compat: self.compat }
+        CheckEnv { registry: &self.registry, compat: self.compat, has_metadata: self.metadata.is_some() }
     }
 
     /// What `Plugin::build` sees.
@@ -300,6 +300,7 @@ pub fn consumer(username: &str) -> Consumer {
         custom_id: None,
         group_id: None,
         labels: Value::Null,
+        stored: "{}".into(),
         plugins: Chain::default(),
     }
 }

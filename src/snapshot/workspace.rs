@@ -81,6 +81,11 @@ impl Workspace {
         &self.faults
     }
 
+    /// Whether there is a resource.
+    pub fn has(&self, key: &Key) -> bool {
+        self.raw.contains_key(key)
+    }
+
     /// How many resources of a kind there are.
     pub fn count(&self, kind: Kind) -> usize {
         self.raw.keys().filter(|key| key.kind() == kind).count()
@@ -348,6 +353,7 @@ impl Workspace {
             custom_id,
             group_id: conf.group_id.map(|id| id.0),
             labels: value.get("labels").cloned().unwrap_or_default(),
+            stored: self.stored(key).unwrap_or_default(),
             plugins,
         });
         self.snapshot.consumers.insert(consumer.clone());
@@ -477,6 +483,11 @@ impl Workspace {
         Ok(rule)
     }
 
+    /// The text of a resource, shared.
+    fn stored(&self, key: &Key) -> Option<Arc<str>> {
+        self.raw.get(key).map(|raw| raw.text.clone())
+    }
+
     fn service_of(&self, conf: &resource::Route) -> Result<Option<resource::Service>, String> {
         let Some(id) = &conf.service_id else { return Ok(None) };
         let Some(raw) = self.raw.get(&Key::new(Kind::Service, id.0.clone())) else { return Ok(None) };
@@ -511,6 +522,11 @@ impl Workspace {
                 service_name: service.and_then(|service| service.name.as_deref()).map(Arc::from),
                 paths: paths.iter().map(|path| path.as_str().into()).collect(),
                 hosts: hosts.iter().map(|host| host.as_str().into()).collect(),
+                stored: self.stored(key).unwrap_or_default(),
+                stored_service: conf
+                    .service_id
+                    .as_ref()
+                    .and_then(|id| self.stored(&Key::new(Kind::Service, id.0.clone()))),
             }),
             chain: chain.overlaid(&own),
             upstream: self.route_upstream(conf, service, old.as_deref())?,

@@ -3,6 +3,7 @@
 //! One module per group; what only the code can see is tested beside it.
 
 mod auth;
+mod decision;
 mod ldap;
 mod limit;
 mod refusals;

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod dns;
 pub mod gateway;
+pub mod opa;
 pub mod slapd;
 pub mod tool;
 pub mod upstream;

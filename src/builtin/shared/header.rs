@@ -43,6 +43,24 @@ pub fn name(text: &str) -> Result<HeaderName, String> {
         .map_err(|_| format!("invalid field character in header \"{text}\""))
 }
 
+/// Whether a header frames messages or rules the connection, so that no plugin may copy it from one message to
+/// another. RFC 9110 §7.6.1.
+#[must_use]
+pub fn frames(name: &HeaderName) -> bool {
+    const FRAMING: [&str; 9] = [
+        "connection",
+        "content-length",
+        "expect",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    FRAMING.contains(&name.as_str())
+}
+
 /// A header's value. Control characters are percent-encoded, so that no value can end its line.
 /// ngx_lua: `NGX_HTTP_LUA_ESCAPE_HEADER_VALUE`.
 pub fn value(text: &str) -> HeaderValue {
