@@ -29,6 +29,7 @@ registry! {
     of request_validation
     of multi_auth
     of authz_casbin
+    auth wolf_rbac
     auth ldap_auth_advanced
     auth ldap_auth
     auth hmac_auth

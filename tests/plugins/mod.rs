@@ -9,6 +9,7 @@ mod limit;
 mod refusals;
 mod security;
 mod transform;
+mod wolf;
 
 use serde_json::{Value, json};
 

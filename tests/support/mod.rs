@@ -10,6 +10,7 @@ pub mod opa;
 pub mod slapd;
 pub mod tool;
 pub mod upstream;
+pub mod wolf;
 
 use std::time::{Duration, Instant};
 

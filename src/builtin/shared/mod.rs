@@ -3,6 +3,7 @@
 pub mod auth;
 pub mod base64;
 pub mod basic;
+pub mod brief;
 pub mod cjson;
 pub mod counter;
 pub mod header;
