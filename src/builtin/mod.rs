@@ -28,6 +28,7 @@ registry! {
     of uri_blocker
     of request_validation
     of multi_auth
+    of openid_connect
     of authz_casbin
     auth wolf_rbac
     auth ldap_auth_advanced

@@ -175,6 +175,13 @@ impl<'a> Exchange<'a> {
         self.identify(found.consumer.clone(), found.credential.clone());
     }
 
+    /// Attaches the consumer of this name, for plugins that learn it from somebody else. Whether there is one.
+    pub fn attach_named(&mut self, username: &str) -> bool {
+        let Some(consumer) = self.world.consumer(username).cloned() else { return false };
+        self.identify(consumer, None);
+        true
+    }
+
     /// Attaches the consumer that stands for everybody who fails to authenticate.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ mod auth;
 mod decision;
 mod ldap;
 mod limit;
+mod openid_connect;
 mod refusals;
 mod security;
 mod transform;

@@ -130,6 +130,17 @@ impl Setup {
             .set("deployment.role_data_plane.config_provider", "yaml")
     }
 
+    /// Puts other resources into `apisix.yaml`.
+    pub fn resources(mut self, resources: Value) -> Self {
+        self.resources = Some(resources);
+        self
+    }
+
+    /// Where its data plane will listen.
+    pub fn http(&self) -> u16 {
+        self.ports.http
+    }
+
     /// Sets a key of config.yaml, given with dots.
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
         let place = path.split('.').fold(&mut self.config, |section, name| &mut section[name]);

@@ -3,10 +3,12 @@
 //! Nothing here may know the library: tests see what users see. Nothing here may sleep for a fixed time: what takes
 //! a while is waited for with [`eventually`].
 
+pub mod browser;
 pub mod client;
 pub mod dns;
 pub mod gateway;
 pub mod opa;
+pub mod peer;
 pub mod slapd;
 pub mod tool;
 pub mod upstream;

@@ -5,13 +5,18 @@ pub mod base64;
 pub mod basic;
 pub mod brief;
 pub mod cjson;
+pub mod cookie;
 pub mod counter;
+pub mod fresh;
 pub mod header;
 pub mod http_call;
 pub mod jwt;
 pub mod ldap;
 pub mod limit;
+pub mod memo;
 pub mod pcre;
+pub mod redis_store;
+pub mod seal;
 pub mod seen;
 pub mod substitute;
 

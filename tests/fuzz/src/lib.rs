@@ -10,6 +10,7 @@ pub mod args;
 pub mod basic_auth;
 pub mod config;
 pub mod cookie;
+pub mod discovery;
 pub mod escape;
 pub mod expr;
 pub mod hmac;
@@ -25,6 +26,7 @@ pub mod post_body;
 pub mod resources;
 pub mod router;
 pub mod schema;
+pub mod session_cookie;
 #[cfg(test)]
 mod smoke;
 pub mod target;
@@ -37,6 +39,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("basic_auth", basic_auth::run),
     ("config", config::run),
     ("cookie", cookie::run),
+    ("discovery", discovery::run),
     ("escape", escape::run),
     ("expr", expr::run),
     ("hmac", hmac::run),
@@ -52,6 +55,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("resources", resources::run),
     ("router", router::run),
     ("schema", schema::run),
+    ("session_cookie", session_cookie::run),
     ("target", target::run),
     ("template", template::run),
 ];

@@ -1,0 +1,145 @@
+//! Servers of others that run beside a test: an OpenID provider, a Redis.
+//!
+//! Each listens on 127.0.0.1 only, keeps its files in a directory of its own and ends with the test.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::TcpStream,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use nix::{sys::signal::Signal, unistd::Pid};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{client::Request, eventually, gateway::free_port};
+
+/// A process that ends with the test.
+struct Peer(Child);
+
+impl Peer {
+    fn start(command: &mut Command) -> Self {
+        let program = command.get_program().to_owned();
+        let child = command.stdin(Stdio::null()).spawn();
+        Self(child.unwrap_or_else(|e| {
+            panic!("{program:?} cannot be run ({e}): `make test` installs what tests need")
+        }))
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The library `oidc-provider` as a server; see `tests/peers/oidc/provider.mjs`.
+pub struct OpenIdProvider {
+    peer: Option<Peer>,
+    options: Value,
+    /// Where it listens.
+    pub port: u16,
+}
+
+impl OpenIdProvider {
+    /// Starts one with these options.
+    #[track_caller]
+    pub fn start(options: Value) -> Self {
+        let mut provider = Self { peer: None, options, port: 0 };
+        provider.run();
+        provider
+    }
+
+    fn run(&mut self) {
+        let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/peers/oidc/provider.mjs");
+        let mut command = Command::new("node");
+        command.arg(script).arg(self.options.to_string()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut peer = Peer::start(&mut command);
+        let mut line = String::new();
+        let output = peer.0.stdout.take().expect("it is a pipe");
+        BufReader::new(output).read_line(&mut line).expect("its output can be read");
+        let said: Value = serde_json::from_str(&line).unwrap_or_else(|_| {
+            panic!("the OpenID provider does not start: run `.ci/setup test`; it said {line:?}")
+        });
+        self.port = u16::try_from(said["port"].as_u64().expect("a port")).expect("a port");
+        self.options["port"] = self.port.into();
+        self.peer = Some(peer);
+    }
+
+    /// An address of it.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// Its discovery document's address.
+    pub fn discovery(&self) -> String {
+        self.url("/.well-known/openid-configuration")
+    }
+
+    /// How often a path of it was asked for.
+    #[track_caller]
+    pub fn count(&self, path: &str) -> u64 {
+        Request::new(self.port, "GET", "/counts").send().json()[path].as_u64().unwrap_or(0)
+    }
+
+    /// Stops it; its port stays free for [`OpenIdProvider::again`].
+    pub fn stop(&mut self) {
+        self.peer = None;
+    }
+
+    /// Starts it again, with new keys, at the same address.
+    #[track_caller]
+    pub fn again(&mut self) {
+        self.run();
+    }
+
+    /// Lets it sign with new keys.
+    #[track_caller]
+    pub fn rotate(&self) {
+        let before = self.keys();
+        let id = self.peer.as_ref().expect("it runs").0.id();
+        let id = Pid::from_raw(i32::try_from(id).expect("process numbers are small"));
+        nix::sys::signal::kill(id, Signal::SIGUSR1).expect("it can be signalled");
+        eventually("the provider has new keys", || self.keys() != before);
+    }
+
+    /// Its published keys.
+    #[track_caller]
+    pub fn keys(&self) -> Value {
+        Request::new(self.port, "GET", "/jwks").send().expect(200).json()
+    }
+}
+
+/// A Redis.
+pub struct Redis {
+    _peer: Peer,
+    _home: TempDir,
+    /// Where it listens.
+    pub port: u16,
+}
+
+impl Redis {
+    /// Starts one that wants this password.
+    #[track_caller]
+    pub fn start(password: &str) -> Self {
+        let home = tempfile::Builder::new().prefix("portcullis-redis-").tempdir().expect("a directory");
+        let port = free_port();
+        let mut command = Command::new("redis-server");
+        command.args([
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]);
+        command.args(["--requirepass", password, "--dir"]).arg(home.path()).stdout(Stdio::null());
+        let peer = Peer::start(&mut command);
+        eventually("the Redis listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        Self { _peer: peer, _home: home, port }
+    }
+}
