@@ -9,6 +9,7 @@ mod limit;
 mod openid_connect;
 mod refusals;
 mod security;
+mod tokens;
 mod transform;
 mod wolf;
 
