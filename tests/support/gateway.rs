@@ -211,6 +211,15 @@ impl Setup {
         if enabled("/apisix/enable_admin") {
             ports.push(self.ports.admin);
         }
+        // Each listener is a service of its own, and none waits for another.
+        if enabled("/apisix/enable_control") {
+            ports.push(self.ports.control);
+        }
+        let exports = enabled("/plugin_attr/prometheus/enable_export_server");
+        if exports && self.config.get("plugins").is_none() {
+            ports.push(self.ports.metrics);
+        }
+        ports.push(self.ports.status);
         ports
     }
 
