@@ -1,5 +1,5 @@
 # Every target is what CI runs too; anything longer than three lines lives in .ci/.
-.PHONY: run build check test lint fmt bench clean
+.PHONY: run build check test lint fmt proto bench clean
 
 run: ## installs what is missing, builds, starts the gateway on its embedded default
 	.ci/setup build
@@ -24,6 +24,10 @@ lint: ## format, clippy, licences, advisories
 
 fmt:
 	rustfmt $$(git ls-files '*.rs')
+
+proto: ## src/ext_plugin/proto.rs of its schema
+	.ci/setup lint
+	.ci/proto
 
 bench: ## needs wrk, nginx and haproxy; about ten minutes
 	.ci/setup bench

@@ -7,6 +7,7 @@ mod check;
 mod handover;
 mod keys;
 mod ports;
+mod runners;
 mod store;
 
 use std::{
@@ -365,12 +366,19 @@ fn environment(settings: &Settings) -> Result<Env> {
                 apisix.data_encryption.keyring.iter().map(|key| key.reveal().to_owned()).collect();
             Keyring::new(&keys)
         }),
-        carry: Carry::default(),
+        carry: carry(settings),
         metrics: Arc::new(Metrics::new(prometheus::Registry::new())),
         debug_auth: settings.portcullis.debug_auth,
         upstream: upstream_defaults(settings)?,
         apis,
     })
+}
+
+/// What plugins find when they are compiled: the runners of external plugins.
+fn carry(settings: &Settings) -> Carry {
+    let carry = Carry::default();
+    carry.state("ext-plugin", || runners::from(settings));
+    carry
 }
 
 /// `plugin_attr`, with what the redirect plugin must know of the TLS listeners. APISIX: `redirect.lua get_port`.

@@ -13,6 +13,7 @@ pub mod resource;
 pub mod schema;
 pub mod secret;
 
+pub mod ext_plugin;
 pub mod store;
 pub mod upstream;
 

@@ -18,6 +18,7 @@ macro_rules! registry {
 
 registry! {
     of request_id
+    of ext_plugin_pre_req
     of fault_injection
     of mocking
     of cors
@@ -52,6 +53,7 @@ registry! {
     of public_api
     of prometheus
     of echo
+    of ext_plugin_post_req
 }
 
 /// Every built-in plugin.

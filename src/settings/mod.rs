@@ -15,6 +15,7 @@ pub mod keys;
 pub mod kind;
 mod outside;
 mod rules;
+mod runners;
 pub mod substitute;
 pub mod types;
 pub mod units;
@@ -30,7 +31,7 @@ use crate::settings::fault::{Fault, Severity};
 use crate::settings::keys::Moved;
 use crate::settings::substitute::Environment;
 use crate::settings::types::{
-    Apisix, Deployment, ExtPlugin, Graphql, Nginx, NodeListen, PluginAttr, Portcullis, Provider, Role,
+    Apisix, Deployment, ExtPlugin, Graphql, Nginx, NodeListen, PluginAttr, Portcullis, Provider, Role, Runner,
 };
 use crate::yaml;
 use crate::yaml::positions::Positions;
@@ -347,6 +348,11 @@ impl Settings {
             }
         }
         out
+    }
+
+    /// The runners of external plugins, the default one first.
+    pub fn runners(&self) -> Vec<Runner> {
+        runners::all(self).0
     }
 
     /// Where the Admin API listens, if it does.

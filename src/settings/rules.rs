@@ -12,6 +12,7 @@ use crate::settings::Settings;
 use crate::settings::check::Finding;
 use crate::settings::fault::Severity;
 use crate::settings::outside::at;
+use crate::settings::runners;
 use crate::settings::substitute::Environment;
 use crate::settings::types::{HttpRouter, Provider, Role};
 
@@ -31,6 +32,7 @@ pub fn apply(settings: &mut Settings, written: &Value, environment: Environment<
     check_admin(settings, written, &mut findings);
     check_files(settings, &mut findings);
     check_environment(settings, &mut findings);
+    findings.extend(runners::all(settings).1);
     findings
 }
 

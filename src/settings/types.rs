@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
@@ -421,13 +422,46 @@ pub struct UpstreamKeepalive {
     pub keepalive_timeout: Duration,
 }
 
-/// The section `ext-plugin`.
+/// The section `ext-plugin`. [`Settings::runners`](crate::settings::Settings::runners) has its runners in one list.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ExtPlugin {
-    /// The runner's command and its words; none: no runner is started.
+    pub(super) cmd: Option<Vec<String>>,
+    pub(super) path_for_test: Option<String>,
+    pub(super) runners: Map<String, Value>,
+    pub(super) connections: usize,
+    /// Of calls to runners.
+    pub timeout: ExtPluginTimeout,
+}
+
+/// The section `ext-plugin.timeout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct ExtPluginTimeout {
+    /// To connect.
+    #[serde(deserialize_with = "millis")]
+    pub connect: Duration,
+    /// For a whole call.
+    #[serde(deserialize_with = "millis")]
+    pub call: Duration,
+    /// Until a connection becomes free.
+    #[serde(deserialize_with = "millis")]
+    pub queue: Duration,
+}
+
+/// A runner of external plugins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runner {
+    /// The name by which plugins choose it.
+    pub name: String,
+    /// Its command and its words; none: somebody else starts it.
     pub cmd: Option<Vec<String>>,
-    /// Socket of a runner somebody else started.
-    pub path_for_test: Option<String>,
+    /// Its socket; none: one is made up for each process.
+    pub socket: Option<PathBuf>,
+    /// How many processes are started.
+    pub processes: usize,
+    /// Connections to each of them.
+    pub connections: usize,
+    /// Files and directories whose change starts new processes; absolute.
+    pub watch: Vec<PathBuf>,
 }
 
 /// The section `graphql`.

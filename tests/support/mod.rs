@@ -9,6 +9,7 @@ pub mod dns;
 pub mod gateway;
 pub mod opa;
 pub mod peer;
+pub mod runner;
 pub mod slapd;
 pub mod tool;
 pub mod upstream;

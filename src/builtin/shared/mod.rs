@@ -7,6 +7,7 @@ pub mod brief;
 pub mod cjson;
 pub mod cookie;
 pub mod counter;
+pub mod ext_plugin;
 pub mod fresh;
 pub mod header;
 pub mod http_call;

@@ -1,0 +1,222 @@
+//! A connection to a runner: one call in flight, questions answered inside of it.
+//!
+//! Invariant: a frame leaves in one write, header and payload together, because there are runners that read them as
+//! if they came so. After any error the connection is of no use any more.
+
+use std::{
+    io::{self, IoSlice},
+    os::fd::AsRawFd,
+    path::Path,
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv, setsockopt, sockopt},
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::UnixStream,
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{
+    error::{CallError, REQUEST_BODY},
+    frame::{self, HEADER, Read, kind},
+    message::{self, Encoder, Question},
+    runner::Answers,
+};
+
+/// Room in the kernel for what was sent and not read yet, in bytes. There are runners that take what is there for a
+/// whole frame; with the default of 208 KiB they cut larger ones.
+const SEND_BUFFER: usize = 16 << 20;
+
+/// Room made at once for what a runner announces, in bytes.
+const ROOM: usize = 64 << 10;
+
+/// Between two tries to connect to a runner whose backlog is full.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
+
+/// See the module.
+pub struct Connection {
+    stream: UnixStream,
+    encoder: Encoder,
+    buffer: BytesMut,
+    /// Which life of its process it was opened in.
+    pub life: u32,
+    /// Whether calls passed over it before.
+    pub reused: bool,
+    progress: Progress,
+}
+
+/// How far the call under way has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Progress {
+    /// There is none.
+    Idle,
+    /// Sent, and nothing was heard.
+    Sent,
+    /// The runner has begun to answer or ask.
+    Heard,
+    /// It failed, and left no trace: it was sent over a connection that had become stale.
+    Stale,
+    /// It failed.
+    Failed,
+}
+
+impl Connection {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Nobody listens, or nobody accepts within `patience`.
+    pub async fn open(path: &Path, patience: Duration, life: u32) -> Result<Self, CallError> {
+        let failed = |source| CallError::Connect { path: path.display().to_string().into(), source };
+        let deadline = Instant::now() + patience;
+        let stream = loop {
+            match timeout_at(deadline, UnixStream::connect(path)).await {
+                Ok(Ok(stream)) => break stream,
+                // The backlog is full: unlike TCP, a unix socket does not wait for itself.
+                Ok(Err(e)) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    sleep(BACKLOG_PAUSE).await;
+                }
+                Ok(Err(e)) => return Err(failed(e)),
+                Err(_) => return Err(failed(io::ErrorKind::TimedOut.into())),
+            }
+        };
+        // More than the system's limit takes a privilege, without which the limit is as good as it gets.
+        if setsockopt(&stream, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+            let _ = setsockopt(&stream, sockopt::SndBuf, &SEND_BUFFER);
+        }
+        let (encoder, buffer) = (Encoder::default(), BytesMut::new());
+        Ok(Self { stream, encoder, buffer, life, reused: false, progress: Progress::Idle })
+    }
+
+    /// Whether nothing came since the last reply: neither a stray frame nor the end.
+    pub fn is_quiet(&self) -> bool {
+        let mut byte = [0];
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        self.buffer.is_empty() && recv(self.stream.as_raw_fd(), &mut byte, flags) == Err(Errno::EAGAIN)
+    }
+
+    /// Whether a reply is owed: closing now would throw away what the runner is about to write.
+    pub fn is_owed(&self) -> bool {
+        matches!(self.progress, Progress::Sent | Progress::Heard)
+    }
+
+    /// Whether the call that failed may be made again: it was sent over a connection that had become stale, and
+    /// nothing was heard.
+    pub fn was_stale(&self) -> bool {
+        self.progress == Progress::Stale
+    }
+
+    /// Makes a call: sends what `write` writes, answers questions, gives the payload of the reply.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn call<A: Answers>(
+        &mut self,
+        kind: u8,
+        write: impl for<'e> FnOnce(&'e mut Encoder, &A) -> Result<&'e [u8], CallError>,
+        answers: &mut A,
+    ) -> Result<Bytes, CallError> {
+        let reply = self.exchange(kind, write, answers).await;
+        self.progress = match &reply {
+            Ok(_) | Err(CallError::Refused(_)) => Progress::Idle,
+            Err(CallError::Closed | CallError::Io(_))
+                if self.reused && self.progress == Progress::Sent && self.buffer.is_empty() =>
+            {
+                Progress::Stale
+            }
+            Err(_) => Progress::Failed,
+        };
+        reply
+    }
+
+    async fn exchange<A: Answers>(
+        &mut self,
+        kind: u8,
+        write: impl for<'e> FnOnce(&'e mut Encoder, &A) -> Result<&'e [u8], CallError>,
+        answers: &mut A,
+    ) -> Result<Bytes, CallError> {
+        let payload = write(&mut self.encoder, answers)?;
+        self.progress = Progress::Sent;
+        send(&self.stream, kind, message::kind_name(kind), payload).await?;
+        loop {
+            let (got, payload) = receive(&mut self.stream, &mut self.buffer).await?;
+            self.progress = Progress::Heard;
+            match got {
+                got if got == kind => return Ok(payload),
+                kind::EXTRA_INFO => self.answer(&payload, answers).await?,
+                kind::ERROR => return Err(message::read_error(&payload)),
+                // The Java runner answers a PrepareConf twice; the second time may fall into the next call.
+                kind::PREPARE_CONF => {}
+                other => return Err(CallError::UnexpectedType(other)),
+            }
+        }
+    }
+
+    async fn answer<A: Answers>(&mut self, payload: &Bytes, answers: &mut A) -> Result<(), CallError> {
+        let (what, result) = match message::read_question(payload)? {
+            Question::Var(name) => ("a variable", answers.var(&name).await?),
+            Question::RequestBody => (REQUEST_BODY, answers.request_body().await?),
+            Question::ResponseBody => ("the response body", answers.response_body().await?),
+        };
+        let payload = self.encoder.answer(result.as_deref());
+        send(&self.stream, kind::EXTRA_INFO, what, payload).await
+    }
+
+    /// Reads what a call that was given up still owes, until the reply, the end or the time is over: a peer that
+    /// goes away with unread data kills the JavaScript runner.
+    pub async fn drain(mut self, kind: u8, patience: Duration) {
+        let end = Instant::now() + patience;
+        while let Ok(Ok((got, _))) = timeout_at(end, receive(&mut self.stream, &mut self.buffer)).await {
+            if got == kind || got == kind::ERROR || got == kind::EXTRA_INFO {
+                break;
+            }
+        }
+    }
+}
+
+/// Sends a frame; `what` it is, for the error when it is too large.
+async fn send(stream: &UnixStream, kind: u8, what: &'static str, payload: &[u8]) -> Result<(), CallError> {
+    let header = frame::header(kind, payload.len()).ok_or(CallError::TooLarge { what })?;
+    let mut sent = 0;
+    while sent < HEADER + payload.len() {
+        let (first, rest) = match sent.checked_sub(HEADER) {
+            None => (&header[sent..], payload),
+            Some(sent) => (&payload[sent..], &[][..]),
+        };
+        match stream.try_write_vectored(&[IoSlice::new(first), IoSlice::new(rest)]) {
+            Ok(written) => sent += written,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                return Err(CallError::Closed);
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The next frame: its type and payload.
+async fn receive(stream: &mut UnixStream, buffer: &mut BytesMut) -> Result<(u8, Bytes), CallError> {
+    loop {
+        let least = match frame::read(buffer) {
+            Read::Frame { kind, payload } => {
+                buffer.advance(HEADER);
+                return Ok((kind, buffer.split_to(payload).freeze()));
+            }
+            Read::Incomplete(least) => least,
+        };
+        // Memory is given for what comes, not for what is announced.
+        buffer.reserve((least - buffer.len()).clamp(4096, ROOM));
+        match stream.read_buf(buffer).await {
+            Ok(0) if buffer.is_empty() => return Err(CallError::Closed),
+            Ok(0) => return Err(CallError::Cut),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Err(CallError::Closed),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! External plugins: what a runner decides is done, and what can go wrong with one costs only the calls it got.
+
+mod calls;
+mod faults;
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    client::Response,
+    gateway::{Gateway, Setup},
+    runner::Runner,
+    upstream::Upstream,
+};
+
+/// A gateway whose only route has external plugins, with its runner and upstream.
+struct Fixture {
+    gateway: Gateway,
+    runner: Runner,
+    upstream: Upstream,
+}
+
+impl Fixture {
+    /// The route's plugins, as in a route.
+    #[track_caller]
+    fn new(plugins: Value) -> Self {
+        Self::with(plugins, |setup| setup)
+    }
+
+    /// The same with other settings.
+    #[track_caller]
+    fn with(plugins: Value, change: impl FnOnce(Setup) -> Setup) -> Self {
+        let upstream = Upstream::echo();
+        let runner = Runner::start();
+        let route = json!({"id": "1", "uri": "/*", "plugins": plugins, "upstream": upstream.resource()});
+        let setup = Setup::file(json!({"routes": [route]}))
+            .set("ext-plugin.path_for_test", runner.socket().display().to_string());
+        Self { gateway: change(setup).start(), runner, upstream }
+    }
+
+    #[track_caller]
+    fn get(&self, target: &str) -> Response {
+        self.gateway.get(target)
+    }
+}
