@@ -337,13 +337,15 @@ def test_something_else_than_an_answer(runner):
 
 
 def test_many_routes(runner):
+    # Apache's Java module keeps no more than a thousand, and throws some away before
+    count = 500 if runner.language == "java" else 1000
     tokens = {}
-    for number in range(1000):
+    for number in range(count):
         conf = json.dumps({"status": 200, "body": "route %d" % number})
         tokens[number] = prepared(runner, "route#%d#ext-plugin-pre-req#1" % number, [("stop", conf)])
-    assert len(set(tokens.values())) == 1000
+    assert len(set(tokens.values())) == count
     with runner.connect() as connection:
-        for number in (0, 1, 500, 999):
+        for number in (0, 1, count // 2, count - 1):
             reply = connection.call(HTTP_REQ_CALL, gateway.req_call(tokens[number]))
             assert reply["body"] == b"route %d" % number
 
