@@ -15,8 +15,8 @@ check:
 
 test: ## installs what the tests need, then runs all of them
 	.ci/setup test
-	.ci/runners test
 	cargo test --locked --no-fail-fast
+	.ci/runners test
 
 lint: ## format, clippy, licences, advisories
 	.ci/setup lint
