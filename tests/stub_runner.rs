@@ -8,6 +8,7 @@
 //! - `respond`: the same as `stop`, for a response.
 //! - `echo`: a stop whose body tells what was received.
 //! - `ask`: `["var:NAME", "reqbody", "respbody"]`; a stop (or a response's body) with the answers.
+//! - `look`: the same questions, but no change.
 //! - `fault`: text; see [`Fault`].
 //!
 //! Several of them run in order; the first that decides ends it. It listens on `APISIX_LISTEN_ADDRESS`.
@@ -102,6 +103,7 @@ enum Plugin {
     Respond(Value),
     Echo,
     Ask(Vec<String>),
+    Look(Vec<String>),
     Fault(Fault),
 }
 
@@ -114,6 +116,7 @@ fn plugin(name: &str, value: &str) -> Option<Plugin> {
         "respond" => Plugin::Respond(json()),
         "echo" => Plugin::Echo,
         "ask" => Plugin::Ask(serde_json::from_str(value).expect("a list")),
+        "look" => Plugin::Look(serde_json::from_str(value).expect("a list")),
         "fault" => Plugin::Fault(fault(value)),
         _ => return None,
     })
@@ -240,6 +243,10 @@ impl Connection<'_> {
                 Plugin::Rewrite(value) => Decision::Rewrite(value.clone()),
                 Plugin::Echo => Decision::Stop(json!({"body": self.tell(received(), &conf)})),
                 Plugin::Ask(questions) => Decision::Stop(json!({"body": self.ask(questions)?.to_string()})),
+                Plugin::Look(questions) => {
+                    self.ask(questions)?;
+                    continue;
+                }
                 Plugin::Fault(fault) => match self.fail(fault, kind, id, &conf) {
                     Failed::Goes => continue,
                     Failed::Answers(reply) => return reply,

@@ -54,6 +54,7 @@ registry! {
     of prometheus
     of echo
     of ext_plugin_post_req
+    of ext_plugin_post_resp
 }
 
 /// Every built-in plugin.

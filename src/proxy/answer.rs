@@ -101,6 +101,10 @@ pub async fn begin(
     };
     if verdict.passes(&facts) {
         *head = verdict.head;
+        if verdict.body != AnswerBody::Passing {
+            // Nobody knows how long the body is that a GET would get.
+            head.remove_header(&header::CONTENT_LENGTH);
+        }
         return Ok(Fate::Passes);
     }
     swallow_heads(session);
@@ -112,6 +116,8 @@ pub async fn begin(
 /// What a head says of the body behind it.
 struct Facts {
     status: StatusCode,
+    /// The client asked for the head alone.
+    alone: bool,
     bodiless: bool,
     length: Option<usize>,
 }
@@ -120,10 +126,9 @@ impl Facts {
     fn of(session: &Session, head: &ResponseHeader) -> Self {
         let length = head.headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let bodiless = response::bodiless(head.status)
-            || session.req_header().method == Method::HEAD
-            || length == Some(0);
-        Self { status: head.status, bodiless, length }
+        let alone = session.req_header().method == Method::HEAD;
+        let bodiless = response::bodiless(head.status) || alone || length == Some(0);
+        Self { status: head.status, alone, bodiless, length }
     }
 }
 
@@ -132,7 +137,7 @@ impl Verdict {
     fn passes(&self, facts: &Facts) -> bool {
         // A status that changed whether there is a body at all leaves none to stream.
         self.flow.is_continue()
-            && self.body == AnswerBody::Passing
+            && (self.body == AnswerBody::Passing || facts.alone)
             && response::bodiless(self.head.status) == response::bodiless(facts.status)
     }
 }

@@ -2,6 +2,7 @@
 
 mod calls;
 mod faults;
+mod responses;
 
 use serde_json::{Value, json};
 
