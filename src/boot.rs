@@ -6,6 +6,7 @@
 mod check;
 mod handover;
 mod keys;
+mod pages;
 mod ports;
 mod runners;
 mod store;
@@ -75,7 +76,7 @@ use crate::{
         types::{HttpRouter, Provider},
     },
     snapshot::{compile::Env, router::Mode},
-    store::{FileStore, Watch},
+    store::{Event, FileStore, Watch},
     upstream::{
         conf::{ChecksSwitch, KeepaliveConf, TimeoutConf, UpstreamDefaults},
         health::probe::Probes,
@@ -88,6 +89,7 @@ use crate::{
 /// # Errors
 /// Why it could not start: a directory that cannot be made, a port in use, a store that cannot be opened.
 pub fn run(settings: Settings) -> Result<()> {
+    pages::small();
     let data = settings.data_dir();
     std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
     let error_log = telemetry::init(&settings).context("cannot open the error log")?;
@@ -128,7 +130,9 @@ pub fn run(settings: Settings) -> Result<()> {
 /// Compiles all that the store holds, so that the first request meets all of it.
 fn load(control: &Arc<Control>, opened: &Opened) -> Watch {
     let mut events = opened.store.watch();
-    control.apply(events.try_recv().into_iter().collect());
+    let all: Vec<Event> = events.try_recv().into_iter().collect();
+    pages::for_all(&all);
+    control.apply(all);
     let watched = control.clone();
     control.env().metrics.gateway.set_node_source(Box::new(move || watched.node_status()));
     events
