@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::shared::{
-    header as framing,
+    header as fields,
     http_call::{Answer, Call, Client, Keepalive, Options},
 };
 use crate::{
@@ -152,15 +152,14 @@ impl contract::Plugin for Plugin {
     type Config = Config;
 
     fn schema() -> Value {
+        // The order of the properties is the order in which a real APISIX checks them.
         json!({
             "type": "object",
             "properties": {
-                "uri": {"type": "string"},
                 "allow_degradation": {"type": "boolean", "default": false},
                 "status_on_error": {"type": "integer", "minimum": 200, "maximum": 599, "default": 403},
                 "ssl_verify": {"type": "boolean", "default": true},
                 "request_method": {"type": "string", "default": "GET", "enum": ["GET", "POST"]},
-                "max_req_body_size": {"type": "integer", "minimum": 1, "default": 67108864},
                 "request_headers": {"type": "array", "default": {}, "items": {"type": "string"}},
                 "extra_headers": {
                     "type": "object",
@@ -172,7 +171,9 @@ impl contract::Plugin for Plugin {
                 "timeout": {"type": "integer", "minimum": 1, "maximum": 60000, "default": 3000},
                 "keepalive": {"type": "boolean", "default": true},
                 "keepalive_timeout": {"type": "integer", "minimum": 1000, "default": 60000},
-                "keepalive_pool": {"type": "integer", "minimum": 1, "default": 5}
+                "keepalive_pool": {"type": "integer", "minimum": 1, "default": 5},
+                "uri": {"type": "string"},
+                "max_req_body_size": {"type": "integer", "minimum": 1, "default": 67108864}
             },
             "required": ["uri"]
         })
@@ -300,9 +301,7 @@ impl Plugin {
                 .into();
         }
         for name in &self.to_client {
-            for value in answer.headers.get_all(name) {
-                x.add_response_header(name.clone(), value.clone());
-            }
+            fields::tell_client(x, name, answer.headers.get_all(name).iter().cloned());
         }
         let reason = format!("the authorization service answered {status}");
         let reply =
@@ -316,12 +315,12 @@ impl Names {
     fn compile(self) -> Vec<HeaderName> {
         let Self::List(names) = self else { return Vec::new() };
         let names = names.iter().filter_map(|name| HeaderName::try_from(name).ok());
-        names.filter(|name| !framing::frames(name)).collect()
+        names.filter(|name| !fields::frames(name)).collect()
     }
 }
 
 fn extra_header((name, value): (&String, &Value)) -> Option<(HeaderName, Template)> {
-    let name = HeaderName::try_from(name).ok().filter(|name| !framing::frames(name))?;
+    let name = HeaderName::try_from(name).ok().filter(|name| !fields::frames(name))?;
     Some((name, Template::parse(value.as_str()?)))
 }
 

@@ -99,16 +99,17 @@ impl contract::Plugin for Plugin {
     type Config = Config;
 
     fn schema() -> Value {
+        // The order of the properties is the order in which a real APISIX checks them.
         json!({
             "type": "object",
             "properties": {
-                "host": {"type": "string"},
+                "keepalive_timeout": {"type": "integer", "minimum": 1000, "default": 60000},
                 "ssl_verify": {"type": "boolean", "default": true},
+                "host": {"type": "string"},
                 "policy": {"type": "string"},
                 "timeout": {"type": "integer", "minimum": 1, "maximum": 60000, "default": 3000},
                 "keepalive": {"type": "boolean", "default": true},
                 "send_headers_upstream": {"type": "array", "minItems": 1, "items": {"type": "string"}},
-                "keepalive_timeout": {"type": "integer", "minimum": 1000, "default": 60000},
                 "keepalive_pool": {"type": "integer", "minimum": 1, "default": 5},
                 "with_route": {"type": "boolean", "default": false},
                 "with_service": {"type": "boolean", "default": false},
@@ -199,10 +200,10 @@ impl Plugin {
     }
 
     /// The decision's headers take the place of the client's, which go in any case.
-    fn tell_upstream(&self, x: &mut Exchange<'_>, told: &[(HeaderName, HeaderValue)]) {
+    fn tell_upstream(&self, x: &mut Exchange<'_>, told: &[(HeaderName, Vec<HeaderValue>)]) {
         for name in &self.to_upstream {
             x.remove_header(name);
-            for (_, value) in told.iter().filter(|(other, _)| other == name) {
+            for value in told.iter().filter(|(other, _)| other == name).flat_map(|(_, values)| values) {
                 x.add_header(name, value.clone());
             }
         }
@@ -253,7 +254,7 @@ fn one_or_list(mut values: Vec<Value>) -> Value {
 /// What the policy said.
 struct Decision {
     result: Map<String, Value>,
-    headers: Vec<(HeaderName, HeaderValue)>,
+    headers: Vec<(HeaderName, Vec<HeaderValue>)>,
 }
 
 fn decision(answer: &Answer) -> Result<Decision, String> {
@@ -264,17 +265,15 @@ fn decision(answer: &Answer) -> Result<Decision, String> {
         Some(_) => return Err("invalid OPA decision format: `result` is no object".into()),
     };
     let headers = match result.get("headers") {
-        Some(Value::Object(headers)) => headers.iter().flat_map(header_values).collect(),
+        Some(Value::Object(headers)) => headers.iter().filter_map(header_values).collect(),
         _ => Vec::new(),
     };
     Ok(Decision { result, headers })
 }
 
 /// Texts, numbers and lists of them.
-fn header_values((name, value): (&String, &Value)) -> Vec<(HeaderName, HeaderValue)> {
-    let Some(name) = HeaderName::try_from(name).ok().filter(|name| !fields::frames(name)) else {
-        return Vec::new();
-    };
+fn header_values((name, value): (&String, &Value)) -> Option<(HeaderName, Vec<HeaderValue>)> {
+    let name = HeaderName::try_from(name).ok().filter(|name| !fields::frames(name))?;
     let values = match value {
         Value::Array(values) => values.as_slice(),
         value => std::slice::from_ref(value),
@@ -284,7 +283,7 @@ fn header_values((name, value): (&String, &Value)) -> Vec<(HeaderName, HeaderVal
         Value::Number(number) => Some(fields::value(&number.to_string())),
         _ => None,
     });
-    texts.map(|value| (name.clone(), value)).collect()
+    Some((name, texts.collect()))
 }
 
 impl Decision {
@@ -292,13 +291,13 @@ impl Decision {
         self.result.get("allow") == Some(&Value::Bool(true))
     }
 
-    fn headers(&self) -> &[(HeaderName, HeaderValue)] {
+    fn headers(&self) -> &[(HeaderName, Vec<HeaderValue>)] {
         &self.headers
     }
 
     fn refuse(self, x: &mut Exchange<'_>) -> Flow {
-        for (name, value) in self.headers {
-            x.add_response_header(name, value);
+        for (name, values) in self.headers {
+            fields::tell_client(x, &name, values);
         }
         let status = self.result.get("status_code").and_then(Value::as_u64);
         let status = status

@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
 use serde_json::{Map, Value};
 
-use crate::{net::lossless, schema::lua, vars::template::Template};
+use crate::{net::lossless, plugin::exchange::Exchange, schema::lua, vars::template::Template};
 
 /// A header whose value may hold variables.
 pub struct Field {
@@ -59,6 +59,17 @@ pub fn frames(name: &HeaderName) -> bool {
         "upgrade",
     ];
     FRAMING.contains(&name.as_str())
+}
+
+/// Sets a header of the response to come, with all its values; a Content-Type takes the place of the usual one.
+pub fn tell_client(x: &mut Exchange<'_>, name: &HeaderName, values: impl IntoIterator<Item = HeaderValue>) {
+    for (nth, value) in values.into_iter().enumerate() {
+        if nth == 0 {
+            x.set_response_header(name.clone(), value);
+        } else {
+            x.add_response_header(name.clone(), value);
+        }
+    }
 }
 
 /// A header's value. Control characters are percent-encoded, so that no value can end its line.
