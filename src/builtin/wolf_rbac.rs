@@ -187,6 +187,8 @@ impl contract::Plugin for Plugin {
 impl AuthPlugin for Plugin {
     type Credential = Credential;
     const KEY: &'static str = "appid";
+    const DEFAULT_KEY: Option<&'static str> = Some("unset");
+    const OWN_SCHEMA: bool = false;
 
     fn consumer_schema() -> Value {
         <Self as contract::Plugin>::schema()

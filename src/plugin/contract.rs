@@ -119,6 +119,11 @@ pub trait AuthPlugin: Plugin {
     const KEY: &'static str;
     /// What APISIX 3.2 called that field, if it had another name. It counts when the field is not there.
     const FORMER_KEY: Option<&'static str> = None;
+    /// What identifies a consumer that leaves [`AuthPlugin::KEY`] out.
+    const DEFAULT_KEY: Option<&'static str> = None;
+    /// Whether the consumer's side has a schema of its own; without one it is checked with its schema all the same, but
+    /// nobody is shown one. APISIX: a plugin without `consumer_schema`.
+    const OWN_SCHEMA: bool = true;
     /// Secret fields of the consumer's side, encrypted at rest.
     const ENCRYPT_CREDENTIAL: &'static [&'static str] = &[];
 

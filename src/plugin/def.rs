@@ -51,6 +51,8 @@ pub struct AuthDef {
     pub encrypt: &'static [&'static str],
     schema: Side,
     credential: fn(&Value, &BuildEnv<'_>) -> Result<AnyCredential, String>,
+    default_key: Option<&'static str>,
+    own_schema: bool,
 }
 
 /// A schema with what the plugin checks beyond it.
@@ -110,6 +112,8 @@ impl PluginDef {
     pub const fn auth<P: AuthPlugin>() -> PluginDef {
         let auth = AuthDef {
             key: P::KEY,
+            default_key: P::DEFAULT_KEY,
+            own_schema: P::OWN_SCHEMA,
             former_key: P::FORMER_KEY,
             encrypt: P::ENCRYPT_CREDENTIAL,
             schema: Side { json: P::consumer_schema, check: P::check_consumer, compiled: OnceLock::new() },
@@ -138,7 +142,9 @@ impl PluginDef {
     pub fn schema(&self, of: SchemaType) -> Option<Arc<Compiled>> {
         match of {
             SchemaType::Route => Some(self.schema.compiled()),
-            SchemaType::Consumer => self.auth.as_ref().map(|auth| auth.schema.compiled()),
+            SchemaType::Consumer => {
+                self.auth.as_ref().filter(|auth| auth.own_schema).map(|auth| auth.schema.compiled())
+            }
             SchemaType::Metadata => {
                 self.metadata.get_or_init(|| (self.metadata_schema)().map(Compiled::shared)).clone()
             }
@@ -180,7 +186,7 @@ impl AuthDef {
     /// What identifies the consumer in its side of the configuration, if it is there.
     pub fn identity<'c>(&self, conf: &'c Value) -> Option<&'c str> {
         let field = conf.get(self.key).or_else(|| conf.get(self.former_key?));
-        field.and_then(Value::as_str)
+        field.map_or(self.default_key, Value::as_str)
     }
 
     /// Compiles the consumer's side.

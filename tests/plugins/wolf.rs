@@ -171,6 +171,16 @@ fn wolf_rbac_endpoints() {
 }
 
 #[test]
+fn wolf_rbac_without_an_application() {
+    let wolf = Wolf::start();
+    let consumer = json!({"username": "wolf", "plugins": {"wolf-rbac": {"server": wolf.address()}}});
+    let fixture = Fixture::with_consumers(json!({"wolf-rbac": {}}), json!([consumer]));
+    // The consumer is known by the default, and wolf does not know the token.
+    let unset = [("x-rbac-token", "V1#unset#x")];
+    fixture.get("/", &unset).expect(401).expect_body(&message("ERR_TOKEN_INVALID"));
+}
+
+#[test]
 fn wolf_rbac_remembers_permissions_for_a_while() {
     let wolf = Wolf::start();
     let upstream = Upstream::echo();

@@ -58,7 +58,7 @@ fn check(answers: &[(u16, &str)], said: &str, user_id: Option<&str>) -> Vec<Stri
 
 #[test]
 fn schemas_compile() {
-    testing::compile_auth_schemas::<Plugin>();
+    testing::compile_schemas::<Plugin>();
 }
 
 #[test]
