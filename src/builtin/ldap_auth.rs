@@ -281,6 +281,7 @@ mod tests {
             refusal(json!({"base_dn": "dc=a", "ldap_uri": "ldap://a"})),
             "ldap_uri must be a host, or a host and a port, without a scheme"
         );
+        assert_eq!(refusal(json!({"base_dn": "dc=a", "ldap_uri": "$secret://vault/1/ldap/uri"})), "");
         let credential = Setup::new().credential::<Plugin>(&json!({}));
         assert_eq!(credential.err().as_deref(), Some(r#"property "user_dn" is required"#));
     }

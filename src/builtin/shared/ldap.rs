@@ -19,7 +19,7 @@ use ldap3::{
 };
 use native_tls::{Certificate, TlsConnector};
 
-use super::http_call;
+use super::{http_call, is_secret_ref};
 
 /// RFC 4511 appendix A: the operation succeeded.
 const SUCCESS: u32 = 0;
@@ -155,7 +155,8 @@ pub struct Directory {
 }
 
 struct Shared {
-    url: String,
+    /// `None`: a reference to a secret that did not resolve.
+    url: Option<String>,
     options: Options,
     connector: Option<TlsConnector>,
     // Held while a connection is pushed or popped, never across an await; requests wait for the directory far longer.
@@ -176,10 +177,13 @@ impl Directory {
     /// # Errors
     /// The address is none.
     pub fn new(address: &str, default_port: u16, options: Options) -> Result<Self, String> {
-        let (host, port) = split_address(address)
-            .ok_or("ldap_uri must be a host, or a host and a port, without a scheme")?;
         let scheme = if options.tls == Tls::Ldaps { "ldaps" } else { "ldap" };
-        let url = format!("{scheme}://{host}:{}", port.unwrap_or(default_port));
+        let url = match split_address(address) {
+            Some((host, port)) => Some(format!("{scheme}://{host}:{}", port.unwrap_or(default_port))),
+            // It may resolve later; until then nobody is let in.
+            None if is_secret_ref(address) => None,
+            None => return Err("ldap_uri must be a host, or a host and a port, without a scheme".into()),
+        };
         let connector = if options.tls == Tls::Off { None } else { Some(connector(options.verify)?) };
         Ok(Self { shared: Arc::new(Shared { url, options, connector, waiting: Mutex::default() }) })
     }
@@ -310,7 +314,10 @@ impl Shared {
         if let Some(connector) = &self.connector {
             settings = settings.set_connector(connector.clone());
         }
-        let connecting = LdapConnAsync::with_settings(settings, &self.url).await;
+        let Some(url) = &self.url else {
+            return Err(LdapFailure::Transport("ldap_uri is a reference that does not resolve".into()));
+        };
+        let connecting = LdapConnAsync::with_settings(settings, url).await;
         let (driver, connection) = connecting.map_err(|error| self.unanswered(error))?;
         tokio::spawn(async move {
             // What goes wrong is told by the operation that waits for an answer.
