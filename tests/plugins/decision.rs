@@ -1,5 +1,10 @@
 //! Plugins that let others decide: forward-auth, opa with a real agent, authz-casbin; and what consumers may do.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use serde_json::{Value, json};
 
 use super::{Fixture, message};
@@ -22,14 +27,18 @@ fn service() -> Upstream {
         Some("empty") => wire.answer(401, &[], b""),
         Some("gone") => wire.close(),
         _ if seen.body == b"555" => wire.answer(200, &[("X-User-ID", "body")], b""),
-        _ => wire.answer(403, &[("Location", "http://example.com/auth"), ("X-Hidden", "1")], b"go away"),
+        _ => {
+            let headers =
+                [("Location", "http://example.com/auth"), ("Content-Type", "text/html"), ("X-Hidden", "1")];
+            wire.answer(403, &headers, b"go away");
+        }
     })
 }
 
 fn asking(service: &Upstream, more: Value) -> Value {
     let mut conf = json!({
         "uri": format!("http://{}/auth?from=gateway", service.node()), "request_headers": ["Authorization"],
-        "upstream_headers": ["X-User-ID", "X-More"], "client_headers": ["Location"], "timeout": 30000,
+        "upstream_headers": ["X-User-ID", "X-More"], "client_headers": ["Location", "Content-Type"], "timeout": 30000,
     });
     for (key, value) in more.as_object().expect("an object") {
         conf[key] = value.clone();
@@ -64,7 +73,10 @@ fn forward_auth() {
     assert_eq!(fixture.upstream.last().header("x-user-id"), None);
     let passed = fixture.upstream.count();
     let refused = fixture.get("/", &[]).expect(403).expect_body("go away");
-    refused.expect_header("Location", "http://example.com/auth").expect_header("X-Hidden", "");
+    let refused = refused.expect_header("Location", "http://example.com/auth").expect_header("X-Hidden", "");
+    let types: Vec<_> =
+        refused.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("content-type")).collect();
+    assert!(matches!(types.as_slice(), [(_, kind)] if kind == "text/html"), "{types:?}");
     fixture.get("/", &[("Authorization", "empty")]).expect(401);
     fixture.get("/", &[("Authorization", "gone")]).expect(403);
     assert_eq!(fixture.upstream.count(), passed);
@@ -354,6 +366,38 @@ fn consumers_are_restricted_to_routes_and_services() {
         assert_eq!(fixture.as_consumer("GET", "/r2", "jack"), forbidden);
         assert_eq!(fixture.as_consumer("GET", "/r2", "jill"), (200, String::new()));
     }
+}
+
+#[test]
+fn consumers_have_connections_of_their_own() {
+    // Holds every request to `/hold` until it is told to let go.
+    let held = Arc::new(AtomicBool::new(true));
+    let holding = held.clone();
+    let upstream = Upstream::with(move |seen, wire| {
+        if seen.target == "/hold" {
+            eventually("the test lets go", || !holding.load(Ordering::Relaxed));
+        }
+        wire.answer(200, &[], b"");
+    });
+    let consumer = |name: &str| {
+        json!({"username": name, "plugins": {
+            "key-auth": {"key": format!("k-{name}")},
+            "limit-conn": {"conn": 1, "burst": 0, "default_conn_delay": 0.1, "rejected_code": 503, "key": "remote_addr"},
+        }})
+    };
+    let route = json!({"id": "1", "uri": "/*", "plugins": {"key-auth": {}}, "upstream": upstream.resource()});
+    let gateway = Gateway::file(json!({"routes": [route], "consumers": [consumer("ann"), consumer("ben")]}));
+    let fixture = Fixture { gateway, upstream };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| fixture.as_consumer("GET", "/hold", "ann").0);
+        eventually("the first request is at the upstream", || fixture.upstream.count() == 1);
+        let others = ["ann", "ben", "ben"].map(|who| fixture.as_consumer("GET", "/", who).0);
+        held.store(false, Ordering::Relaxed);
+        assert_eq!(others, [503, 200, 200]);
+        assert_eq!(first.join().expect("it ends"), 200);
+    });
+    let again = || fixture.as_consumer("GET", "/", "ann").0 == 200;
+    eventually("the connection is given back", again);
 }
 
 #[test]

@@ -264,6 +264,23 @@ fn ldap_auth_advanced_is_sure_whom_it_found() {
 }
 
 #[test]
+fn ldap_auth_advanced_may_be_one_of_several() {
+    let slapd = Slapd::start();
+    let directory = conf(slapd.address(), json!({"attribute": "uid"}));
+    let plugins =
+        json!({"multi-auth": {"auth_plugins": [{"ldap-auth-advanced": directory}, {"basic-auth": {}}]}});
+    let mut people = consumers();
+    let own = json!({"username": "own", "plugins": {"basic-auth": {"username": "own", "password": "pw"}}});
+    people.as_array_mut().expect("a list").push(own);
+    let fixture = Fixture::with_consumers(plugins, people);
+    let_in(&fixture, "ldap", "user01:password1", "user01");
+    let_in(&fixture, "Basic", "own:pw", "own");
+    let refused =
+        login(&fixture, "ldap", "user01:").expect(401).expect_body(&message("Authorization Failed"));
+    refused.expect_header("WWW-Authenticate", "Basic realm=\"basic\"");
+}
+
+#[test]
 fn ldap_auth_advanced_over_tls() {
     let slapd = Slapd::start();
     let ldaps = |more: Value| {
