@@ -9,6 +9,7 @@ mod keys;
 mod pages;
 mod ports;
 mod runners;
+mod secrets;
 mod store;
 
 use std::{
@@ -46,7 +47,10 @@ pub use self::handover::reload;
 use self::{handover::Lifecycle, store::Opened};
 use crate::{
     admin::{self, Admin},
-    builtin::{self, Enabled, shared::http_call},
+    builtin::{
+        self, Enabled,
+        shared::{batch, http_call},
+    },
     cli::banner,
     control::Control,
     net::ip_set::IpSet,
@@ -123,6 +127,7 @@ pub fn run(settings: Settings) -> Result<()> {
     eprint!("{}", banner::banner(&settings));
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     access_log.iter().for_each(AccessLog::flush);
+    batch::flush(LAST_ENTRIES);
     lifecycle.forget_pid();
     Ok(())
 }
@@ -132,7 +137,7 @@ fn load(control: &Arc<Control>, opened: &Opened) -> Watch {
     let mut events = opened.store.watch();
     let all: Vec<Event> = events.try_recv().into_iter().collect();
     pages::for_all(&all);
-    control.apply(all);
+    secrets::load(control, all);
     let watched = control.clone();
     control.env().metrics.gateway.set_node_source(Box::new(move || watched.node_status()));
     events
@@ -274,6 +279,7 @@ impl Assembly<'_> {
             leave: Box::new(move || {
                 for_leave.iter().for_each(AccessLog::flush);
                 leaving.forget_pid();
+                batch::flush(LAST_ENTRIES);
                 std::process::exit(0);
             }),
         }
@@ -315,6 +321,7 @@ impl BackgroundService for Background {
             }
         }
         tokio::spawn(self.control.env().upstream.resolver.clone().run());
+        tokio::spawn(self.control.env().secrets.clone().run());
         if let Some(file) = &self.file {
             tokio::spawn(file.clone().follow());
         }
@@ -339,6 +346,9 @@ fn server_conf(settings: &Settings) -> ServerConf {
     conf.max_retries = MAX_TRIES;
     conf
 }
+
+/// How long the end of the process waits for servers to take the last log entries.
+const LAST_ENTRIES: Duration = Duration::from_secs(5);
 
 /// From the start of services until signals are heard.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -370,6 +380,7 @@ fn environment(settings: &Settings) -> Result<Env> {
                 apisix.data_encryption.keyring.iter().map(|key| key.reveal().to_owned()).collect();
             Keyring::new(&keys)
         }),
+        secrets: Arc::new(secrets::of(settings)),
         carry: carry(settings),
         metrics: Arc::new(Metrics::new(prometheus::Registry::new())),
         debug_auth: settings.portcullis.debug_auth,

@@ -59,11 +59,16 @@ impl Control {
     /// Follows a store for ever; what is queued at once is compiled at once.
     pub async fn run(&self, mut events: Watch, probes: &Probes) {
         loop {
-            let mut batch = vec![events.recv().await];
-            while let Some(event) = events.try_recv() {
-                batch.push(event);
+            tokio::select! {
+                event = events.recv() => {
+                    let mut batch = vec![event];
+                    while let Some(event) = events.try_recv() {
+                        batch.push(event);
+                    }
+                    self.take(batch).await;
+                }
+                changed = self.env.secrets.changed() => self.publish(self.compiled(|one| one.take_secrets(&changed))),
             }
-            self.apply(batch);
             self.sync_probes(probes);
         }
     }
@@ -74,14 +79,31 @@ impl Control {
         probes.sync(workspace.upstreams());
     }
 
-    /// Compiles events and swaps.
+    /// Compiles events, fetches the secrets that they need for the first time, and swaps. Requests see the configuration
+    /// before until then; the wait is bounded.
+    pub async fn take(&self, events: Vec<Event>) {
+        self.count_revisions(&events);
+        let mut snapshot = self.compiled(|workspace| workspace.apply(events));
+        let fetched = self.env.secrets.gather().await;
+        if !fetched.is_empty() {
+            snapshot = self.compiled(|workspace| workspace.take_secrets(&fetched));
+        }
+        self.publish(snapshot);
+    }
+
+    /// Compiles events with the secrets that are known, and swaps.
     pub fn apply(&self, events: Vec<Event>) {
         self.count_revisions(&events);
-        let snapshot = {
-            let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
-            workspace.apply(events);
-            workspace.snapshot()
-        };
+        self.publish(self.compiled(|workspace| workspace.apply(events)));
+    }
+
+    fn compiled(&self, change: impl FnOnce(&mut Workspace)) -> Arc<Snapshot> {
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut workspace);
+        workspace.snapshot()
+    }
+
+    fn publish(&self, snapshot: Arc<Snapshot>) {
         let revision = snapshot.revision;
         self.current.swap(snapshot);
         self.applied.send_replace(Applied { revision, loaded: true });

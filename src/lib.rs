@@ -20,6 +20,7 @@ pub mod upstream;
 pub mod plugin;
 
 pub mod builtin;
+pub mod secret_source;
 pub mod snapshot;
 
 pub mod admin;

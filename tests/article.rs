@@ -3,10 +3,13 @@
 //! Chapters: basic-auth, consumer-restriction, jwt-auth. Under `compat: "3.2"` the answers are those printed there;
 //! without it they are today's.
 
-use serde_json::json;
+use std::fs;
+
+use serde_json::{Value, json};
 
 use crate::support::{
     client::{Request, Response},
+    eventually,
     gateway::{Gateway, Setup},
     upstream::Upstream,
 };
@@ -40,14 +43,17 @@ fn nexus(gateway: &Gateway, plugin: &str) -> Upstream {
         Some("/") => wire.answer(200, &[("Content-Type", "text/html; charset=utf-8")], b"<html></html>"),
         _ => wire.answer(404, &[], b""),
     });
-    let route = json!({
+    put(gateway, "routes/nexus", &nexus_route(&upstream, plugin).to_string()).expect(201);
+    upstream
+}
+
+fn nexus_route(upstream: &Upstream, plugin: &str) -> Value {
+    json!({
         "uris": ["/nexus*", "/static/*", "/service/*"],
         "host": "test.foobar.com",
         "plugins": {plugin: {}, "proxy-rewrite": {"regex_uri": ["^/nexus(/|$)(.*)", "/$2"]}},
         "upstream": upstream.resource(),
-    });
-    put(gateway, "routes/nexus", &route.to_string()).expect(201);
-    upstream
+    })
 }
 
 fn visit(gateway: &Gateway) -> Request {
@@ -182,4 +188,98 @@ fn jwt_auth() {
         wrong.expect(401).expect_in_body("{\"message\":\"");
         gateway.get("/apisix/plugin/jwt/sign?key=nobody").expect(404);
     }
+}
+
+/// Writes config.yaml anew and starts again: what `helm upgrade` does with the tutorial's values.
+fn upgrade(gateway: Gateway, change: impl FnOnce(&mut Value)) -> Gateway {
+    let file = gateway.path("conf/config.yaml");
+    let mut config = serde_json::from_str(&fs::read_to_string(&file).unwrap()).expect("the tests write JSON");
+    change(&mut config);
+    fs::write(file, config.to_string()).unwrap();
+    gateway.restart_after_kill()
+}
+
+/// The authentication half from its first request to its last, on one gateway.
+#[test]
+fn in_its_order() {
+    let plugins = ["basic-auth", "consumer-restriction", "jwt-auth", "proxy-rewrite"];
+    let gateway = with_its_key(Setup::new().speaking_3_2().set("plugins", json!(plugins)));
+
+    // ### basic-auth
+    let site = basic_auth(&gateway);
+    check(visit(&gateway).send(), 401, "Basic realm='.'", "Missing authorization in request");
+    check(visit(&gateway).basic("bar", "bar").send(), 401, "", "Invalid user authorization");
+    visit(&gateway).basic("admin", "admin321").send().expect(200);
+
+    // ### consumer-restriction
+    let index_page = restriction(&gateway);
+    index(&gateway, "jack2019").expect(302);
+    index(&gateway, "jack2020")
+        .expect(403)
+        .expect_body("{\"message\":\"The consumer_name is forbidden.\"}\n");
+    assert_eq!(index_page.count(), 1);
+
+    // ### jwt-auth
+    let consumer = json!({"username": "user", "plugins": {
+        "jwt-auth": {"key": "user-key", "secret": "a-secret-of-at-least-thirty-two-bytes"},
+    }});
+    put(&gateway, "consumers", &consumer.to_string()).expect(201);
+    put(&gateway, "routes/nexus", &nexus_route(&site, "jwt-auth").to_string()).expect(200);
+    check(visit(&gateway).send(), 401, "", "Missing JWT token in request");
+    let unknown = put(&gateway, "routes/jas", SIGN_ROUTE).expect(400);
+    unknown.expect_body("{\"error_msg\":\"unknown plugin [public-api]\"}\n");
+    let gateway = upgrade(gateway, |config| {
+        config["plugins"].as_array_mut().expect("the list of plugins").push(json!("public-api"));
+    });
+    put(&gateway, "routes/jas", SIGN_ROUTE).expect(201);
+    let signed = gateway.get("/apisix/plugin/jwt/sign?key=user-key").expect(200);
+    let token = signed.expect_header("Content-Type", "text/plain; charset=utf-8").text();
+    visit(&gateway).header("Authorization", &token).send().expect(200);
+    let target = format!("/nexus/?jwt={token}");
+    gateway.request("GET", &target).header("Host", "test.foobar.com").send().expect(200);
+    visit(&gateway).header("Cookie", &format!("jwt={token}")).send().expect(200);
+}
+
+/// The tutorial's picture of two consumers: application 1 goes with consumer A, whose calls are limited by address and
+/// number; application 2 with consumer B, whose calls are written to a log server.
+#[test]
+fn plugins_of_one_consumer() {
+    let logs = Upstream::with(|_, wire| wire.answer(200, &[], b""));
+    let application = Upstream::echo();
+    for gateway in [old(), today()] {
+        let consumer = |name: &str, plugins: Value| {
+            let mut plugins = plugins;
+            plugins["basic-auth"] = json!({"username": name, "password": "123456"});
+            put(&gateway, "consumers", &json!({"username": name, "plugins": plugins}).to_string())
+                .expect(201);
+        };
+        consumer(
+            "consumer_a",
+            json!({
+                "ip-restriction": {"blacklist": ["127.0.0.2"]},
+                "limit-conn": {"conn": 1, "burst": 0, "default_conn_delay": 0.1, "key": "remote_addr"},
+            }),
+        );
+        let logger = json!({"uri": format!("http://{}/logs", logs.node()), "batch_max_size": 1});
+        consumer("consumer_b", json!({"http-logger": logger}));
+        let plugins = json!({"basic-auth": {}});
+        let route = json!({"uri": "/app", "plugins": plugins, "upstream": application.resource()});
+        put(&gateway, "routes/app", &route.to_string()).expect(201);
+        let call = |name: &str| gateway.request("GET", "/app").basic(name, "123456").send();
+        logs.forget();
+        call("consumer_a").expect(200);
+        call("consumer_b").expect(200);
+        eventually("the call of B is logged", || logs.count() == 1);
+        let entry: Value = serde_json::from_slice(&logs.last().body).unwrap();
+        assert_eq!(entry["consumer"]["username"], "consumer_b");
+        assert_eq!(entry["request"]["uri"], "/app");
+        consumer_update(&gateway, "consumer_a", json!({"ip-restriction": {"blacklist": ["127.0.0.0/8"]}}));
+        call("consumer_a").expect(403);
+        call("consumer_b").expect(200);
+    }
+}
+
+fn consumer_update(gateway: &Gateway, name: &str, mut plugins: Value) {
+    plugins["basic-auth"] = json!({"username": name, "password": "123456"});
+    put(gateway, "consumers", &json!({"username": name, "plugins": plugins}).to_string()).expect(200);
 }

@@ -211,6 +211,7 @@ fn environment() -> Env {
         carry: Carry::default(),
         metrics: Arc::new(Metrics::new(prometheus::Registry::new())),
         debug_auth: false,
+        secrets: Arc::default(),
         upstream: UpstreamDefaults {
             resolver: Resolver::new(&ResolverConf::default()).expect("a resolver"),
             timeout: TimeoutConf::default(),

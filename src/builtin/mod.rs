@@ -53,6 +53,7 @@ registry! {
     of public_api
     of prometheus
     of echo
+    of http_logger
     of ext_plugin_post_req
     of ext_plugin_post_resp
 }

@@ -38,7 +38,7 @@ impl Step {
     /// The phases it runs in: none while `_meta.disable` is set. A disabled step stays in the chain all the same,
     /// because it masks a plugin of its name underneath.
     fn phases(&self) -> Phases {
-        if self.meta.disable { Phases::NONE } else { self.def.phases }
+        if self.meta.disable { Phases::NONE } else { self.hooks.phases() }
     }
 
     fn priority(&self) -> i64 {
@@ -165,7 +165,7 @@ impl Chain {
 
     /// Runs the body_filter hooks.
     pub fn body_filter(&self, x: &mut Exchange<'_>, chunk: &mut Option<Bytes>, last: bool) {
-        for step in self.for_phase(Phases::BODY_FILTER) {
+        for step in self.for_phase(Phases::BODY_FILTER.and(Phases::BODY_TAP)) {
             if step.applies(x) {
                 x.running = step.identity();
                 step.hooks.body_filter(x, chunk, last);
@@ -183,10 +183,10 @@ impl Chain {
         }
     }
 
-    /// The steps with a hook in a phase, in running order.
-    pub(super) fn for_phase(&self, phase: Phases) -> impl Iterator<Item = &Arc<Step>> {
-        let steps: &[Arc<Step>] = if self.has(phase) { &self.steps } else { &[] };
-        steps.iter().filter(move |step| step.phases().has(phase))
+    /// The steps with a hook in one of these phases, in running order.
+    pub(super) fn for_phase(&self, phases: Phases) -> impl Iterator<Item = &Arc<Step>> {
+        let steps: &[Arc<Step>] = if self.meets(phases) { &self.steps } else { &[] };
+        steps.iter().filter(move |step| step.phases().meets(phases))
     }
 }
 

@@ -74,6 +74,11 @@ pub trait Plugin: Send + Sync + Sized + 'static {
     /// `failed to check the configuration of plugin NAME err: …`.
     fn build(config: Self::Config, env: &BuildEnv<'_>) -> Result<Self, String>;
 
+    /// The hooks that this configuration needs: some of [`Plugin::PHASES`]. What it leaves out costs nothing.
+    fn phases(&self) -> Phases {
+        Self::PHASES
+    }
+
     /// Endpoints that become reachable through a route with `public-api`.
     fn apis() -> Vec<PublicApi> {
         Vec::new()
@@ -150,6 +155,8 @@ pub type HookFuture<'a> = Pin<Box<dyn Future<Output = Flow> + Send + 'a>>;
 
 /// The object-safe face of [`Plugin`]; never implemented by hand.
 pub trait Hooks: Send + Sync {
+    /// See [`Plugin::phases`].
+    fn phases(&self) -> Phases;
     /// See [`Plugin::rewrite`].
     fn rewrite<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a>;
     /// See [`Plugin::access`].
@@ -167,6 +174,9 @@ pub trait Hooks: Send + Sync {
 }
 
 impl<P: Plugin> Hooks for P {
+    fn phases(&self) -> Phases {
+        Plugin::phases(self)
+    }
     fn rewrite<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a> {
         Box::pin(Plugin::rewrite(self, x))
     }

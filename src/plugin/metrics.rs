@@ -5,6 +5,7 @@
 //! into a table counts a request. Differs from APISIX: there are no `shared_dict_*` (nothing here is one), `llm_*`,
 //! `ai_cache_*` and `stream_*` metrics, and a scrape is computed when it is asked for instead of every 15 seconds.
 
+pub mod batches;
 pub mod family;
 pub mod gateway;
 pub mod http;
@@ -16,6 +17,7 @@ use prometheus::{IntCounterVec, Opts, Registry, TextEncoder};
 use serde_json::Value;
 
 use self::{
+    batches::Batches,
     gateway::Gateway,
     http::{Http, Settings},
 };
@@ -27,6 +29,11 @@ pub struct Metrics {
     pub registry: Registry,
     /// `portcullis_refusals_total{plugin,reason}`: requests that a plugin refused, by the class of its reason.
     pub refusals: IntCounterVec,
+    /// `portcullis_log_entries_dropped_total{plugin,reason}`: log entries that no server got: too many waited
+    /// (`backlog`), or their server did not take them (`failed`).
+    pub lost_entries: IntCounterVec,
+    /// Log entries that wait.
+    pub batches: Batches,
     /// Of the gateway as a whole.
     pub gateway: Gateway,
     http: OnceLock<Arc<Http>>,
@@ -43,6 +50,8 @@ impl Metrics {
         };
         Self {
             refusals: counter("portcullis_refusals_total", "Requests that a plugin refused"),
+            lost_entries: counter("portcullis_log_entries_dropped_total", "Log entries that no server got"),
+            batches: Batches::default(),
             gateway: Gateway::default(),
             http: OnceLock::new(),
             registry,
@@ -79,6 +88,7 @@ pub fn render(metrics: &Metrics) -> String {
     let prefix = http.map_or(http::PREFIX, |http| &http.settings.prefix);
     let compat = http.map(|http| http.compat).unwrap_or_default();
     metrics.gateway.render(&mut out, prefix, compat);
+    metrics.batches.render(&mut out, prefix);
     if let Some(http) = http {
         http.render(&mut out);
     }

@@ -22,6 +22,8 @@ impl Phases {
     /// The upstream answered; plugins may wait and ask for the body. APISIX has no such phase: there
     /// ext-plugin-post-resp asks the upstream itself, in `before_proxy`.
     pub const RESPONSE: Phases = Phases(64);
+    /// The hook of [`Phases::BODY_FILTER`], of a plugin that only looks at the pieces: the response keeps its length.
+    pub const BODY_TAP: Phases = Phases(128);
 
     /// Both sets together, usable in constants.
     pub const fn and(self, other: Phases) -> Phases {

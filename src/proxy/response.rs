@@ -132,7 +132,7 @@ pub(super) fn bodiless(status: StatusCode) -> bool {
 /// # Errors
 /// The body is held back for a plugin and is larger than may be buffered.
 pub fn body(session: &mut Session, ctx: &mut Ctx, chunk: &mut Option<Bytes>, last: bool) -> Result<()> {
-    if !runs(ctx, Phases::BODY_FILTER.and(Phases::RESPONSE)) {
+    if !runs(ctx, Phases::BODY_FILTER.and(Phases::BODY_TAP).and(Phases::RESPONSE)) {
         return Ok(());
     }
     if ctx.held.is_some() {

@@ -7,6 +7,7 @@
 //! It must never print a secret: values travel as [`Revealed`], and errors name the reference, not what it stands for.
 //! Nothing here reads the environment by itself; the caller passes the look-up.
 
+pub mod cache;
 pub mod encryption;
 
 use std::{collections::BTreeSet, fmt};
@@ -81,6 +82,9 @@ pub enum ResolveError {
         /// The member that is missing, or null.
         field: String,
     },
+    /// Its manager was not asked yet.
+    #[error("its secret manager did not answer yet")]
+    Pending,
     /// There is no secret resource `manager/id`.
     #[error("no secret conf {manager}/{id}")]
     NoConf {

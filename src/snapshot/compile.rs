@@ -1,6 +1,6 @@
 //! From a stored plugin configuration to a step of a chain.
 
-use std::sync::Arc;
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use serde_json::{Map, Value};
 
@@ -17,9 +17,10 @@ use crate::{
         exchange::Exchange,
         meta::{self, Meta},
         metrics::Metrics,
+        phases::Phases,
         reply::CONTINUE,
     },
-    secret::{self, Reference, ResolveError, Revealed, encryption::Keyring},
+    secret::{self, Reference, ResolveError, SecretRef, cache::Secrets, encryption::Keyring},
     settings::fault::nearest,
     upstream::conf::UpstreamDefaults,
 };
@@ -34,6 +35,8 @@ pub struct Env {
     pub mode: Mode,
     /// Decrypts fields that the Admin API encrypted; `None` when encryption is off.
     pub keyring: Option<Keyring>,
+    /// What references to secrets stand for.
+    pub secrets: Arc<Secrets>,
     /// State that outlives snapshots.
     pub carry: Carry,
     /// Metrics that plugins feed.
@@ -91,7 +94,7 @@ fn step(
     metadata: Option<Value>,
     old: Option<&Chain>,
 ) -> Result<Arc<Step>, String> {
-    let source = source(conf, metadata.as_ref());
+    let source = source(env, def, conf, metadata.as_ref());
     let same =
         |step: &&Arc<Step>| step.def.name == def.name && step.origin == *origin && *step.source == *source;
     let kept = old.and_then(|chain| chain.steps().iter().find(same));
@@ -135,31 +138,45 @@ pub fn reveal(env: &Env, conf: &mut Value, encrypted: &[&str]) -> bool {
     if let Some(keyring) = &env.keyring {
         keyring.decrypt_fields(conf, encrypted);
     }
-    let unresolved = secret::resolve_in(conf, resolve);
-    for one in &unresolved {
+    let unresolved = secret::resolve_in(conf, |reference| env.secrets.resolve(reference));
+    // What is pending is fetched before the configuration is served, and then told if it fails.
+    for one in unresolved.iter().filter(|one| one.error != ResolveError::Pending) {
         tracing::warn!(reference = %one.reference, at = %one.pointer, error = %one.error, "secret reference does not resolve");
     }
     unresolved.is_empty()
 }
 
-/// Environment variables are known at once; other managers are asked elsewhere, never while compiling.
-fn resolve(reference: &Reference) -> Result<Revealed, ResolveError> {
-    match reference {
-        Reference::Env { name, field } => {
-            secret::resolve_env(name, field.as_deref(), |name| std::env::var(name).ok())
-        }
-        Reference::Secret(secret) => Err(ResolveError::Source {
-            manager: secret.manager.clone(),
-            why: "secret managers are not supported yet".into(),
-        }),
-    }
+/// The values of secret managers that plugins need, also those that are encrypted at rest.
+pub fn secrets_of(env: &Env, plugins: &Map<String, Value>) -> BTreeSet<SecretRef> {
+    let known = plugins.iter().filter_map(|(name, conf)| Some((env.registry.find(name)?, conf)));
+    known.flat_map(|(def, conf)| secrets_in(env, def, conf)).collect()
 }
 
-fn source(conf: &Value, metadata: Option<&Value>) -> String {
-    match metadata {
-        Some(metadata) => format!("{conf}\n{metadata}"),
-        None => conf.to_string(),
+fn secrets_in(env: &Env, def: &PluginDef, conf: &Value) -> BTreeSet<SecretRef> {
+    let mut conf = Cow::Borrowed(conf);
+    if let Some(keyring) = &env.keyring {
+        let of_consumers = def.auth.as_ref().map_or(&[][..], |auth| auth.encrypt);
+        for fields in [def.encrypt, of_consumers].into_iter().filter(|fields| !fields.is_empty()) {
+            keyring.decrypt_fields(conf.to_mut(), fields);
+        }
     }
+    let secret = |reference| match reference {
+        Reference::Secret(secret) => Some(secret),
+        Reference::Env { .. } => None,
+    };
+    secret::references(&conf).into_iter().filter_map(secret).collect()
+}
+
+/// What a step is compiled from: equal sources make equal steps. Secrets are in it by version, not by value.
+fn source(env: &Env, def: &PluginDef, conf: &Value, metadata: Option<&Value>) -> String {
+    let mut source = conf.to_string();
+    if let Some(metadata) = metadata {
+        source.push_str(&format!("\n{metadata}"));
+    }
+    for secret in secrets_in(env, def, conf) {
+        source.push_str(&format!("\n{}", env.secrets.version(&secret)));
+    }
+    source
 }
 
 /// Checks that a plugin map compiles, without keeping anything: the dry run of the Admin API.
@@ -180,6 +197,9 @@ pub fn dry_run(env: &Env, origin: &Origin, plugins: &Map<String, Value>) -> Resu
 struct Disabled;
 
 impl Hooks for Disabled {
+    fn phases(&self) -> Phases {
+        Phases::NONE
+    }
     fn rewrite<'a>(&'a self, _: &'a mut Exchange<'_>) -> HookFuture<'a> {
         Box::pin(async { CONTINUE })
     }

@@ -26,7 +26,8 @@ use crate::{
         env::Origin,
         request::RouteMeta,
     },
-    resource::{self, Key, Kind},
+    resource::{self, Key, Kind, typed::Plugins},
+    secret::SecretRef,
     store::{Change, Entry, Event},
     upstream::{Upstream, conf::TimeoutConf},
     vars::expr::Expr,
@@ -44,6 +45,9 @@ pub struct Workspace {
     /// Routes by the service or plugin config they name.
     users: HashMap<Key, HashSet<Arc<str>>>,
     claimed: Claimed,
+    /// Resources by the values of secret managers that they need, and the other way round.
+    secret_users: HashMap<SecretRef, HashSet<Key>>,
+    secrets: HashMap<Key, BTreeSet<SecretRef>>,
     faults: BTreeMap<Key, String>,
     next_order: u64,
     snapshot: Snapshot,
@@ -70,6 +74,8 @@ impl Workspace {
             rules: HashMap::new(),
             users: HashMap::new(),
             claimed: HashMap::new(),
+            secret_users: HashMap::new(),
+            secrets: HashMap::new(),
             faults: BTreeMap::new(),
             next_order: 0,
             snapshot,
@@ -145,6 +151,14 @@ impl Workspace {
                 }
             }
         }
+        self.compile(dirty);
+        self.env.secrets.keep(|secret| self.secret_users.contains_key(secret));
+    }
+
+    /// Compiles what needs secrets whose values changed.
+    pub fn take_secrets(&mut self, changed: &BTreeSet<SecretRef>) {
+        let users = changed.iter().filter_map(|secret| self.secret_users.get(secret));
+        let dirty: BTreeSet<Key> = users.flatten().cloned().collect();
         self.compile(dirty);
     }
 
@@ -259,6 +273,8 @@ impl Workspace {
             Some(raw) => Some(serde_json::from_str::<Value>(&raw.text).map_err(|e| e.to_string())?),
             None => None,
         };
+        let plugins = value.as_ref().and_then(|value| value.get("plugins"));
+        self.note_secrets(key, plugins.and_then(Value::as_object));
         match key.kind() {
             Kind::Route => self.route(key, value),
             Kind::Service => self.service(key, value),
@@ -267,8 +283,31 @@ impl Workspace {
             Kind::Credential => self.credential(key, value),
             Kind::ConsumerGroup => self.consumer_group(key, value),
             Kind::PluginConfig | Kind::GlobalRule => self.plugins_of(key, value.as_ref()),
-            Kind::PluginMetadata | Kind::Ssl | Kind::Secret | Kind::Proto | Kind::StreamRoute => Ok(()),
+            Kind::Secret => {
+                self.env.secrets.configure(key.id(), value);
+                Ok(())
+            }
+            Kind::PluginMetadata | Kind::Ssl | Kind::Proto | Kind::StreamRoute => Ok(()),
         }
+    }
+
+    fn note_secrets(&mut self, key: &Key, plugins: Option<&Plugins>) {
+        for secret in self.secrets.remove(key).unwrap_or_default() {
+            if let Some(users) = self.secret_users.get_mut(&secret) {
+                users.remove(key);
+                if users.is_empty() {
+                    self.secret_users.remove(&secret);
+                }
+            }
+        }
+        let needed = plugins.map(|plugins| compile::secrets_of(&self.env, plugins)).unwrap_or_default();
+        if needed.is_empty() {
+            return;
+        }
+        for secret in &needed {
+            self.secret_users.entry(secret.clone()).or_default().insert(key.clone());
+        }
+        self.secrets.insert(key.clone(), needed);
     }
 
     fn metadata(&self) -> impl Fn(&str) -> Option<Value> + '_ {

@@ -42,6 +42,12 @@ pub fn cookie_time(at: i64) -> String {
     at.format(format).to_string()
 }
 
+/// ISO 8601 without separators, in UTC, as signatures of AWS have it: `20261122T084424Z`.
+#[must_use]
+pub fn basic_iso8601(at: SystemTime) -> String {
+    DateTime::<Utc>::from(at).format("%Y%m%dT%H%M%SZ").to_string()
+}
+
 fn local(at: SystemTime, format: &str) -> String {
     DateTime::<Local>::from(at).format(format).to_string()
 }

@@ -3,11 +3,14 @@
 //! One module per group; what only the code can see is tested beside it.
 
 mod auth;
+mod consumers;
 mod decision;
 mod ldap;
 mod limit;
+mod loggers;
 mod openid_connect;
 mod refusals;
+mod secrets;
 mod security;
 mod tokens;
 mod transform;

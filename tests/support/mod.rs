@@ -8,6 +8,7 @@ pub mod client;
 pub mod dns;
 pub mod gateway;
 pub mod opa;
+pub mod openbao;
 pub mod peer;
 pub mod runner;
 pub mod slapd;

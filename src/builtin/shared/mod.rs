@@ -3,6 +3,7 @@
 pub mod auth;
 pub mod base64;
 pub mod basic;
+pub mod batch;
 pub mod brief;
 pub mod cjson;
 pub mod cookie;
@@ -14,6 +15,7 @@ pub mod http_call;
 pub mod jwt;
 pub mod ldap;
 pub mod limit;
+pub mod log_entry;
 pub mod memo;
 pub mod pcre;
 pub mod redis_store;

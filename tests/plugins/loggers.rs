@@ -1,0 +1,177 @@
+//! http-logger and its batches: what reaches the collector, when, and what a client notices of it (nothing).
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{
+    at,
+    client::Request,
+    eventually,
+    gateway::{Gateway, Setup},
+    upstream::{Seen, Upstream},
+};
+
+/// A server that takes logs.
+fn collector() -> Upstream {
+    Upstream::with(|_, wire| wire.answer(200, &[], b""))
+}
+
+fn entries(seen: &Seen) -> Vec<Value> {
+    match serde_json::from_slice(&seen.body).expect("a batch is JSON") {
+        Value::Array(entries) => entries,
+        entry => vec![entry],
+    }
+}
+
+#[track_caller]
+fn collected(collector: &Upstream, count: usize) -> Vec<Value> {
+    let all = || collector.seen().iter().flat_map(entries).collect::<Vec<Value>>();
+    eventually("the entries arrive", || all().len() >= count);
+    assert_eq!(all().len(), count);
+    all()
+}
+
+fn resources(upstream: &Upstream, logger: Value) -> Value {
+    let plugins = json!({"http-logger": logger});
+    json!({"routes": [{"id": "r1", "uri": "/*", "plugins": plugins, "upstream": upstream.resource()}]})
+}
+
+#[test]
+fn an_entry_has_apisix_s_shape() {
+    let (upstream, collector) = (Upstream::echo(), collector());
+    let logger = json!({
+        "uri": format!("http://{}/logs?from=test", collector.node()), "auth_header": "Basic abc",
+        "inactive_timeout": 1, "include_req_body": true, "include_resp_body": true,
+    });
+    let gateway = Gateway::file(resources(&upstream, logger));
+    let request =
+        gateway.request("POST", "/x?a=1&a=2&b").header("X-Twice", "1").header("X-Twice", "2").body("hello");
+    let answer = request.send().expect(200);
+    // Who only looks at a body changes nothing of its framing.
+    assert_eq!(answer.header("content-length"), Some(&*answer.body.len().to_string()));
+
+    let entry = collected(&collector, 1).remove(0);
+    let sent = collector.last();
+    assert_eq!((sent.method.as_str(), sent.target.as_str()), ("POST", "/logs?from=test"));
+    assert_eq!(sent.header("content-type"), Some("application/json"));
+    assert_eq!(sent.header("authorization"), Some("Basic abc"));
+    let port = gateway.ports.http;
+    assert_eq!(at(&entry, "/request/url"), &json!(format!("http://127.0.0.1:{port}/x?a=1&a=2&b")));
+    assert_eq!(at(&entry, "/request/uri"), "/x?a=1&a=2&b");
+    assert_eq!(at(&entry, "/request/method"), "POST");
+    assert_eq!(at(&entry, "/request/querystring"), &json!({"a": ["1", "2"], "b": true}));
+    assert_eq!(at(&entry, "/request/headers/x-twice"), &json!(["1", "2"]));
+    assert_eq!(at(&entry, "/request/body"), "hello");
+    assert_eq!(at(&entry, "/response/status"), 200);
+    assert_eq!(at(&entry, "/response/headers/x-up"), "1");
+    assert_eq!(at(&entry, "/response/body"), &json!(answer.text()));
+    assert_eq!(at(&entry, "/upstream"), &json!(upstream.node()));
+    assert_eq!((at(&entry, "/route_id"), at(&entry, "/service_id")), (&json!("r1"), &json!("")));
+    assert_eq!(at(&entry, "/client_ip"), "127.0.0.1");
+    for number in
+        ["/request/size", "/response/size", "/start_time", "/latency", "/upstream_latency", "/apisix_latency"]
+    {
+        assert!(at(&entry, number).is_number(), "{number} in {entry}");
+    }
+    assert!(at(&entry, "/server/hostname").is_string() && at(&entry, "/server/version").is_string());
+    assert_eq!(entry.get("consumer"), None);
+}
+
+#[test]
+fn formats_and_lines() {
+    let (upstream, collector) = (Upstream::echo(), collector());
+    let logger = json!({
+        "uri": format!("http://{}", collector.node()), "concat_method": "new_line", "batch_max_size": 2,
+        "log_format": {"path": "$uri", "status": "$status", "by": {"who": "$remote_addr"}, "fixed": "x"},
+    });
+    let gateway = Gateway::file(resources(&upstream, logger));
+    gateway.get("/a").expect(200);
+    gateway.get("/b?status=404").expect(404);
+    eventually("a full batch leaves", || collector.count() == 1);
+    let sent = collector.last();
+    assert_eq!(sent.header("content-type"), Some("text/plain"));
+    let body = String::from_utf8(sent.body).unwrap();
+    let lines: Vec<Value> = body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let expected = |path, status| json!({"path": path, "status": status, "by": {"who": "127.0.0.1"}, "fixed": "x", "route_id": "r1"});
+    assert_eq!(lines, [expected("/a", 200), expected("/b", 404)]);
+}
+
+#[test]
+fn only_the_consumer_s_requests() {
+    let (upstream, collector) = (Upstream::echo(), collector());
+    let logger = json!({"uri": format!("http://{}", collector.node()), "batch_max_size": 1});
+    let plugins = json!({"key-auth": {"hide_credentials": true}});
+    let route = json!({"id": "1", "uri": "/*", "plugins": plugins, "upstream": upstream.resource()});
+    let consumers = json!([
+        {"username": "a", "plugins": {"key-auth": {"key": "k-a"}}},
+        {"username": "b", "plugins": {"key-auth": {"key": "k-b"}, "http-logger": logger}},
+    ]);
+    let gateway = Gateway::file(json!({"routes": [route], "consumers": consumers}));
+    for (key, status) in [("k-a", 200), ("k-b", 200), ("wrong", 401), ("k-b", 200)] {
+        gateway.request("GET", "/").header("apikey", key).send().expect(status);
+    }
+    for entry in collected(&collector, 2) {
+        assert_eq!(at(&entry, "/consumer/username"), "b");
+        assert!(!entry.to_string().contains("k-b"), "the credential was to be hidden");
+    }
+}
+
+#[test]
+fn a_collector_that_fails_is_asked_again_and_delays_nobody() {
+    let upstream = Upstream::echo();
+    let tries = Arc::new(AtomicUsize::new(0));
+    let counted = tries.clone();
+    let collector = Upstream::with(move |_, wire| {
+        let status = if counted.fetch_add(1, Relaxed) < 2 { 500 } else { 200 };
+        wire.answer(status, &[], b"");
+    });
+    let uri = format!("http://{}", collector.node());
+    let logger = json!({"uri": uri, "batch_max_size": 1, "max_retry_count": 2, "retry_delay": 0});
+    let gateway = Gateway::file(resources(&upstream, logger));
+    gateway.get("/").expect(200);
+    eventually("the third try", || tries.load(Relaxed) == 3);
+    gateway.rewrite(resources(&upstream, json!({"uri": "http://127.0.0.1:1", "batch_max_size": 1})));
+    eventually("an entry is given up and counted", || {
+        gateway.get("/").expect(200);
+        let metrics = Request::new(gateway.ports.metrics, "GET", "/apisix/prometheus/metrics").send();
+        let text = metrics.expect(200).text();
+        text.contains("portcullis_log_entries_dropped_total{plugin=\"http-logger\",reason=\"failed\"} ")
+    });
+}
+
+/// What waits leaves when the process ends, whatever the way.
+#[track_caller]
+fn ends_with(signal: Signal) {
+    let (upstream, collector) = (Upstream::echo(), collector());
+    let logger = json!({
+        "uri": format!("http://{}", collector.node()), "inactive_timeout": 600, "buffer_duration": 600,
+    });
+    let mut gateway = Setup::file(resources(&upstream, logger)).start();
+    for _ in 0..3 {
+        gateway.get("/").expect(200);
+    }
+    assert_eq!(collector.count(), 0);
+    gateway.signal(signal);
+    gateway.wait();
+    collected(&collector, 3);
+}
+
+#[test]
+fn what_waits_leaves_on_sigterm() {
+    ends_with(Signal::SIGTERM);
+}
+
+#[test]
+fn what_waits_leaves_on_sigquit() {
+    ends_with(Signal::SIGQUIT);
+}
+
+#[test]
+fn what_waits_leaves_on_reload() {
+    ends_with(Signal::SIGHUP);
+}
