@@ -30,6 +30,7 @@ registry! {
     of request_validation
     of multi_auth
     of openid_connect
+    of cas_auth
     of authz_casbin
     auth wolf_rbac
     auth ldap_auth_advanced

@@ -3,6 +3,7 @@
 //! One module per group; what only the code can see is tested beside it.
 
 mod auth;
+mod cas_auth;
 mod consumers;
 mod decision;
 mod ldap;

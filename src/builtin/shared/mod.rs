@@ -21,6 +21,7 @@ pub mod pcre;
 pub mod redis_store;
 pub mod seal;
 pub mod seen;
+pub mod session_map;
 pub mod substitute;
 
 /// Whether a configuration value only refers to a secret, so that it cannot be judged before it is resolved.
