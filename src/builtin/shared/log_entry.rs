@@ -269,7 +269,7 @@ impl Encoding {
 
 impl Held {
     /// The body without its encoding; as it came if that cannot be taken off.
-    fn plain(self: Box<Self>, limit: usize) -> Bytes {
+    fn plain(self, limit: usize) -> Bytes {
         let body = self.body.freeze();
         let algorithm = match self.encoding {
             Some(Encoding::Gzip) => Algorithm::Gzip,
