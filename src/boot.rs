@@ -156,6 +156,7 @@ impl Assembly<'_> {
     /// All that listens or runs in the background.
     fn services(&self, server: &mut Server, events: Watch) -> Result<()> {
         self.background(server, events);
+        self.runners(server);
         self.data_plane(server)?;
         self.admin(server)?;
         self.operation(server)
@@ -172,6 +173,16 @@ impl Assembly<'_> {
         let mut service = background_service("configuration", background);
         service.threads = Some(1);
         server.add_service(service);
+    }
+
+    /// The processes of external plugins.
+    fn runners(&self, server: &mut Server) {
+        let supervision = runners::Supervision::new(self.settings, &self.control.env().carry);
+        if !supervision.is_empty() {
+            let mut service = background_service("runners", supervision);
+            service.threads = Some(1);
+            server.add_service(service);
+        }
     }
 
     /// One proxy service for listeners with HTTP/2 and one for those without.

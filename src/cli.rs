@@ -6,6 +6,7 @@ pub mod banner;
 mod process;
 mod report;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ use clap_complete::Shell;
 
 use crate::boot;
 use crate::cli::process::SignalError;
+use crate::ext_plugin::guard;
 use crate::settings::substitute::process_environment;
 use crate::settings::types::{AdminRole, Provider};
 use crate::settings::{self, Loaded, Settings};
@@ -94,6 +96,13 @@ enum Command {
     },
     /// Print the version
     Version,
+    /// Start a runner of external plugins that ends with the gateway; for the gateway itself
+    #[command(hide = true)]
+    RunnerGuard {
+        /// The runner's command
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -113,6 +122,9 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
+    if let Command::RunnerGuard { words } = &cli.command {
+        return runner_guard(words);
+    }
     execute(cli.command).into()
 }
 
@@ -130,7 +142,20 @@ fn execute(command: Command) -> Exit {
         Command::AdminKey(config) => with_settings(&config, admin_key),
         Command::Schema { name } => schema(name.as_deref()),
         Command::Completions { shell } => completions(shell),
+        Command::RunnerGuard { .. } => Exit::Usage,
         Command::Version => print(&format!("portcullis {}\n", env!("CARGO_PKG_VERSION"))),
+    }
+}
+
+/// Ends as the runner did.
+fn runner_guard(words: &[OsString]) -> ExitCode {
+    match guard::run(words) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let program = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+            eprintln!("{program} cannot be started: {error}");
+            Exit::Start.into()
+        }
     }
 }
 

@@ -1,11 +1,27 @@
 //! The runners of external plugins as config.yaml describes them.
 
-use std::sync::Arc;
+use std::{ffi::OsString, path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use pingora::{server::ShutdownWatch, services::background::BackgroundService};
 
 use crate::{
-    ext_plugin::runner::{Limits, Runner, Runners},
+    ext_plugin::{
+        runner::{Limits, Runner, Runners},
+        supervisor::{self, Launch},
+    },
+    plugin::env::Carry,
     settings::{Settings, types},
 };
+
+/// The program that this process runs, also after its file was replaced.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// What nginx hands on besides `nginx_config.envs`. APISIX: cli/ngx_tpl.lua.
+const HANDED_ON: [&str; 3] = ["PATH", "TZ", "APISIX_PROFILE"];
+
+/// The longest path that a unix socket has, without room for a runner's name.
+const LONGEST: usize = 60;
 
 /// All of them.
 pub fn from(settings: &Settings) -> Runners {
@@ -17,8 +33,65 @@ pub fn from(settings: &Settings) -> Runners {
             queue: timeout.queue,
             connections: runner.connections,
         };
-        let socket = runner.socket.unwrap_or_default();
-        Arc::new(Runner::external(&runner.name, socket, limits))
+        Arc::new(match runner.cmd {
+            Some(_) => Runner::managed(&runner.name, runner.processes, limits),
+            None => Runner::external(&runner.name, runner.socket.unwrap_or_default(), limits),
+        })
     };
     Runners::new(settings.runners().into_iter().map(one).collect())
+}
+
+/// Keeps the processes running that config.yaml has a command for.
+pub struct Supervision(Vec<(Arc<Runner>, Launch)>);
+
+impl Supervision {
+    /// For the runners that plugins find in `carry`.
+    pub fn new(settings: &Settings, carry: &Carry) -> Self {
+        let runners = carry.state("ext-plugin", Runners::default);
+        let launch = |runner: types::Runner| {
+            let found = runners.find(Some(&runner.name))?.clone();
+            let launch = Launch {
+                guard: OWN_PROGRAM.into(),
+                cmd: runner.cmd?,
+                environment: environment(&settings.nginx_config.envs),
+                socket: runner.socket,
+                sockets: sockets(settings),
+                watch: runner.watch,
+            };
+            Some((found, launch))
+        };
+        Self(settings.runners().into_iter().filter_map(launch).collect())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Supervision {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        for (runner, launch) in &self.0 {
+            tokio::spawn(supervisor::run(runner.clone(), launch.clone()));
+        }
+        // The processes stay until the last request is answered: they end with this one.
+        let _ = shutdown.changed().await;
+    }
+}
+
+/// Where sockets are made.
+fn sockets(settings: &Settings) -> PathBuf {
+    let data = settings.data_dir();
+    if data.as_os_str().len() <= LONGEST { data } else { std::env::temp_dir() }
+}
+
+/// A runner sees what nginx would show it: what is listed, by name or with a value.
+fn environment(listed: &[String]) -> Vec<(OsString, OsString)> {
+    let own = |name: &str| std::env::var_os(name).map(|value| (name.into(), value));
+    let listed = listed.iter().filter_map(|entry| match entry.split_once('=') {
+        Some((name, value)) => Some((name.into(), value.into())),
+        None => own(entry),
+    });
+    HANDED_ON.into_iter().filter_map(own).chain(listed).collect()
 }

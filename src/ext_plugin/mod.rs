@@ -10,10 +10,13 @@
 pub mod conn;
 pub mod error;
 pub mod frame;
+pub mod guard;
 pub mod message;
+pub mod output;
 pub mod pool;
 // flatc writes unsafe code; see Cargo.toml. Only `message` and tests name it.
 #[allow(unsafe_code, missing_docs, unused, clippy::all, clippy::unwrap_used)]
 pub mod proto;
 pub mod runner;
+pub mod supervisor;
 pub mod token;

@@ -16,6 +16,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use super::{
     error::{CallError, Code},
@@ -27,6 +28,12 @@ use super::{
 
 /// Tries of one call, all told, when its conf token is not known. APISIX: ext-plugin/init.lua `communicate`.
 const TOKEN_TRIES: u32 = 3;
+
+/// Failed starts after which calls no longer wait for a process to be ready.
+const STUMBLES: u32 = 3;
+
+/// Until the end of a process is noticed.
+const NOTICE: Duration = Duration::from_millis(50);
 
 /// Answers what a runner asks inside of a call.
 ///
@@ -94,6 +101,11 @@ pub struct Runner {
     processes: usize,
     /// Those that may be called. Replaced as a whole, so that a call never waits for a change.
     ready: ArcSwap<Vec<Arc<Process>>>,
+    /// Whether the gateway starts its processes.
+    managed: bool,
+    /// Starts that failed since the last one that did not.
+    stumbles: AtomicU32,
+    changed: Notify,
     started: Instant,
 }
 
@@ -116,6 +128,8 @@ pub struct Process {
     flavour: AtomicU8,
     in_flight: AtomicUsize,
     pool: Pool,
+    /// Its process group; 0 when somebody else started it.
+    group: i32,
 }
 
 impl Process {
@@ -130,7 +144,18 @@ impl Process {
             flavour: AtomicU8::new(Flavour::Unknown as u8),
             in_flight: AtomicUsize::new(0),
             pool: Pool::new(path, limits),
+            group: 0,
         }
+    }
+
+    /// A process that the gateway started, in a process group of its own.
+    pub fn managed(runner: &Runner, index: usize, path: PathBuf, group: i32) -> Self {
+        Self { group, ..Self::new(&runner.name, index, path, runner.limits) }
+    }
+
+    /// Its process group; 0 when somebody else started it.
+    pub fn group(&self) -> i32 {
+        self.group
     }
 
     /// The runner's name.
@@ -201,9 +226,22 @@ impl Runner {
         Self::new(name, 1, vec![process], limits)
     }
 
+    /// A runner whose processes the gateway starts; see [`super::supervisor`].
+    pub fn managed(name: &str, processes: usize, limits: Limits) -> Self {
+        Self { managed: true, ..Self::new(name, processes, Vec::new(), limits) }
+    }
+
     fn new(name: &str, processes: usize, ready: Vec<Arc<Process>>, limits: Limits) -> Self {
-        let ready = ArcSwap::from_pointee(ready);
-        Self { name: name.into(), limits, processes, ready, started: Instant::now() }
+        Self {
+            name: name.into(),
+            limits,
+            processes,
+            ready: ArcSwap::from_pointee(ready),
+            managed: false,
+            stumbles: AtomicU32::new(0),
+            changed: Notify::new(),
+            started: Instant::now(),
+        }
     }
 
     /// Its name.
@@ -211,14 +249,58 @@ impl Runner {
         &self.name
     }
 
+    /// How many processes it has when all are well.
+    pub fn processes(&self) -> usize {
+        self.processes
+    }
+
+    /// From now on calls go to this process in its place, or to none.
+    pub fn install(&self, index: usize, process: Option<Arc<Process>>) {
+        self.ready.rcu(|ready| {
+            let mut next: Vec<_> = ready.iter().filter(|other| other.index != index).cloned().collect();
+            next.extend(process.clone());
+            next
+        });
+        if process.is_some() {
+            self.stumbles.store(0, Relaxed);
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Notes that a process could not be started.
+    pub fn stumbled(&self) {
+        self.stumbles.fetch_add(1, Relaxed);
+    }
+
+    /// The process for the next call; while the runner is being started, that is waited for.
+    async fn pick(&self, avoid: Option<usize>) -> Result<Arc<Process>, CallError> {
+        if let Some(process) = self.least_busy(avoid) {
+            return Ok(process);
+        }
+        let hopeless = self.stumbles.load(Relaxed) >= STUMBLES;
+        if !self.managed || hopeless {
+            return Err(CallError::NotReady(self.name.clone()));
+        }
+        let ready = async {
+            loop {
+                let changed = self.changed.notified();
+                if let Some(process) = self.least_busy(avoid) {
+                    return process;
+                }
+                changed.await;
+            }
+        };
+        let ready = tokio::time::timeout(self.limits.queue, ready).await;
+        ready.map_err(|_| CallError::NotReady(self.name.clone()))
+    }
+
     /// The process with the fewest calls, and not `avoid` if there is another one.
-    fn pick(&self, avoid: Option<u32>) -> Result<Arc<Process>, CallError> {
+    fn least_busy(&self, avoid: Option<usize>) -> Option<Arc<Process>> {
         let ready = self.ready.load();
-        let busy = |process: &&Arc<Process>| (avoid == Some(process.life()), process.in_flight());
+        let busy = |process: &&Arc<Process>| (avoid == Some(process.index), process.in_flight());
         let first = if ready.len() > 1 { fastrand::usize(..ready.len()) } else { 0 };
         let (after, before) = (ready.iter().skip(first), ready.iter().take(first));
-        let least = after.chain(before).min_by_key(busy);
-        least.cloned().ok_or_else(|| CallError::NotReady(self.name.clone()))
+        after.chain(before).min_by_key(busy).cloned()
     }
 }
 
@@ -359,7 +441,7 @@ impl Caller {
     ) -> Result<C::Reply, CallError> {
         let (mut unknown_tokens, mut elsewhere, mut avoid) = (0, false, None);
         loop {
-            let process = runner.pick(avoid)?;
+            let process = runner.pick(avoid).await?;
             let _counted = InFlight::new(&process);
             let failed = match self.once(runner, &process, call, answers).await {
                 Ok(reply) => return Ok(reply),
@@ -373,11 +455,17 @@ impl Caller {
                     unknown_tokens += 1;
                 }
                 // Nothing was sent, or nobody has read it.
-                CallError::Connect { .. } if !elsewhere && runner.processes > 1 => elsewhere = true,
+                CallError::Connect { .. } if !elsewhere && runner.managed => {
+                    elsewhere = true;
+                    if runner.processes == 1 {
+                        // It has just ended; until that is noticed it seems to be ready.
+                        tokio::time::sleep(NOTICE).await;
+                    }
+                }
                 _ if failed.stale && !elsewhere => elsewhere = true,
                 error => return Err(error),
             }
-            avoid = elsewhere.then_some(failed.life);
+            avoid = elsewhere.then_some(process.index);
         }
     }
 

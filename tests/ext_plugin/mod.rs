@@ -3,6 +3,7 @@
 mod calls;
 mod faults;
 mod responses;
+mod supervised;
 
 use serde_json::{Value, json};
 

@@ -1,0 +1,285 @@
+//! Starts the processes of runners, watches over them, replaces them.
+//!
+//! One task for each process. A process counts as ready when it answered a PrepareConf; only then calls reach it. To
+//! replace one, its successor is started first: calls change over when that is ready, and the old one ends when its
+//! last call did. Invariant: never on the way of a request.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::UnixStream,
+    process::{Child, Command},
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use super::{
+    output,
+    runner::{Process, Runner},
+    token,
+};
+
+/// How long a process may take until it is ready.
+const START: Duration = Duration::from_secs(30);
+
+/// How long one question whether it is may take.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// Between two looks whether it is.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The first pause before a process that ended is started again; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause.
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A process that was ready for so long is taken to be well: the pause is the first one again.
+const WELL: Duration = Duration::from_secs(10);
+
+/// Between two looks at the files that are watched.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Files that are watched at most.
+const WATCHED: usize = 10_000;
+
+/// How a runner is started.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The program that ends the runner when the gateway is gone: the gateway's own.
+    pub guard: PathBuf,
+    /// The runner's command and its words.
+    pub cmd: Vec<String>,
+    /// Its whole environment, without what the protocol adds.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The socket; none: one for each process in `sockets`.
+    pub socket: Option<PathBuf>,
+    /// Where sockets are made.
+    pub sockets: PathBuf,
+    /// What is watched for changes.
+    pub watch: Vec<PathBuf>,
+}
+
+/// Runs the processes of a runner until the program ends.
+pub async fn run(runner: Arc<Runner>, launch: Launch) {
+    let launch = Arc::new(launch);
+    let (changed, _) = watch::channel(());
+    for index in 0..runner.processes() {
+        tokio::spawn(keep(runner.clone(), launch.clone(), index, changed.subscribe()));
+    }
+    if launch.watch.is_empty() {
+        return std::future::pending().await;
+    }
+    let mut seen = newest(&launch.watch).await;
+    loop {
+        sleep(WATCH).await;
+        let now = newest(&launch.watch).await;
+        if now != seen {
+            seen = now;
+            tracing::warn!(runner = runner.name(), "files of the runner changed; new processes are started");
+            let _ = changed.send(());
+        }
+    }
+}
+
+/// Number of files and the time of the youngest change; directories with what is in them.
+async fn newest(paths: &[PathBuf]) -> (usize, Option<SystemTime>) {
+    let paths = paths.to_vec();
+    let look = move || {
+        let (mut count, mut newest, mut open) = (0, None, paths);
+        while let Some(path) = open.pop() {
+            let Ok(meta) = std::fs::metadata(&path) else { continue };
+            // What compilers leave there changes by itself.
+            if path.file_name().is_some_and(|name| name == "__pycache__" || name == "node_modules") {
+                continue;
+            }
+            count += 1;
+            newest = newest.max(meta.modified().ok());
+            if meta.is_dir() && count < WATCHED {
+                open.extend(
+                    std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()),
+                );
+            }
+        }
+        (count, newest)
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+}
+
+/// A process that runs.
+struct Running {
+    child: Child,
+    /// Its end stops the process.
+    _leash: UnixStream,
+    process: Arc<Process>,
+    since: Instant,
+}
+
+/// Keeps one process of a runner running.
+async fn keep(runner: Arc<Runner>, launch: Arc<Launch>, index: usize, mut changed: watch::Receiver<()>) {
+    let mut pause = FIRST_PAUSE;
+    let mut running: Option<Running> = None;
+    loop {
+        let Some(now) = &mut running else {
+            match start(&runner, &launch, index).await {
+                Ok(ready) => {
+                    runner.install(index, Some(ready.process.clone()));
+                    running = Some(ready);
+                }
+                Err(e) => {
+                    tracing::error!(runner = runner.name(), process = index, error = %e, "the runner does not start");
+                    runner.stumbled();
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LAST_PAUSE);
+                }
+            }
+            continue;
+        };
+        tokio::select! {
+            status = now.child.wait() => {
+                runner.install(index, None);
+                end_group(&now.child, now.process.group());
+                let lived = now.since.elapsed();
+                let status = status.map_or_else(|e| e.to_string(), |status| status.to_string());
+                tracing::warn!(runner = runner.name(), process = index, status, ?lived, "the runner ended");
+                running = None;
+                if lived >= WELL {
+                    pause = FIRST_PAUSE;
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
+            _ = changed.changed() => running = replace(&runner, &launch, index, running.take()).await,
+        }
+    }
+}
+
+/// Puts a new process in the place of one that runs well.
+async fn replace(runner: &Runner, launch: &Launch, index: usize, old: Option<Running>) -> Option<Running> {
+    // Two cannot listen on one socket.
+    if launch.socket.is_some() {
+        runner.install(index, None);
+        drop(old);
+        return None;
+    }
+    match start(runner, launch, index).await {
+        Ok(new) => {
+            runner.install(index, Some(new.process.clone()));
+            if let Some(old) = old {
+                tokio::spawn(retire(old));
+            }
+            Some(new)
+        }
+        Err(e) => {
+            tracing::error!(runner = runner.name(), process = index, error = %e, "the new runner does not start; the old one stays");
+            old
+        }
+    }
+}
+
+/// Ends a process when its last call has ended.
+async fn retire(mut old: Running) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while old.process.in_flight() > 0 && Instant::now() < until {
+        sleep(LOOK).await;
+    }
+    let group = old.process.group();
+    drop(old._leash);
+    let _ = timeout(Duration::from_secs(5), old.child.wait()).await;
+    end_group(&old.child, group);
+    let _ = std::fs::remove_file(old.process.pool().path());
+}
+
+/// Ends what is left of a process group whose leader has ended.
+fn end_group(leader: &Child, group: i32) {
+    if leader.id().is_none() && group > 1 {
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+}
+
+/// Starts a process and waits until it is ready.
+async fn start(runner: &Runner, launch: &Launch, index: usize) -> io::Result<Running> {
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    let socket = launch.socket.clone().unwrap_or_else(|| {
+        let serial = SERIAL.fetch_add(1, Relaxed);
+        launch.sockets.join(format!("runner-{}-{}-{serial}.sock", runner.name(), std::process::id()))
+    });
+    match std::fs::remove_file(&socket) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let (mut child, leash) = spawn(launch, &socket)?;
+    let group = child.id().and_then(|id| i32::try_from(id).ok()).unwrap_or(0);
+    for out in
+        [child.stdout.take().map(Output::Out), child.stderr.take().map(Output::Err)].into_iter().flatten()
+    {
+        let name = runner.name().to_owned();
+        tokio::spawn(async move {
+            match out {
+                Output::Out(out) => output::follow(out, &name, index).await,
+                Output::Err(err) => output::follow(err, &name, index).await,
+            }
+        });
+    }
+    let mut leash = BufReader::new(leash);
+    let mut line = String::new();
+    let told = timeout(START, leash.read_line(&mut line)).await;
+    let pid: u32 = told.ok().and_then(Result::ok).and_then(|_| line.trim().parse().ok()).unwrap_or(0);
+    let process = Arc::new(Process::managed(runner, index, socket, group));
+    let until = Instant::now() + START;
+    loop {
+        if matches!(timeout(PROBE, process.probe()).await, Ok(Ok(()))) {
+            tracing::info!(runner = runner.name(), process = index, pid, "the runner is ready");
+            let since = Instant::now();
+            return Ok(Running { child, _leash: leash.into_inner(), process, since });
+        }
+        if let Some(status) = child.try_wait()? {
+            end_group(&child, group);
+            return Err(io::Error::other(format!("it ended before it was ready: {status}")));
+        }
+        if Instant::now() > until {
+            return Err(io::Error::other(format!("it was not ready within {START:?}")));
+        }
+        sleep(LOOK).await;
+    }
+}
+
+enum Output {
+    Out(tokio::process::ChildStdout),
+    Err(tokio::process::ChildStderr),
+}
+
+fn spawn(launch: &Launch, socket: &Path) -> io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let child = Command::new(&launch.guard)
+        .arg0("portcullis")
+        .args(["runner-guard", "--"])
+        .args(&launch.cmd)
+        .env_clear()
+        .envs(launch.environment.iter().cloned())
+        .env("APISIX_LISTEN_ADDRESS", format!("unix:{}", socket.display()))
+        .env("APISIX_CONF_EXPIRE_TIME", token::EXPIRE.as_secs().to_string())
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()?;
+    Ok((child, UnixStream::from_std(ours)?))
+}
