@@ -472,7 +472,9 @@ mod tests {
         for def in api.registry().all() {
             let shown = &schema["plugins"][def.name];
             assert_eq!(shown["priority"], def.priority, "{}", def.name);
-            assert_eq!(shown.get("consumer_schema").is_some(), shown.get("type").is_some(), "{}", def.name);
+            // APISIX's wolf-rbac has no schema for its consumers.
+            let on_consumers = shown.get("type").is_some() && def.name != "wolf-rbac";
+            assert_eq!(shown.get("consumer_schema").is_some(), on_consumers, "{}", def.name);
         }
         assert!(schema["stream_plugins"].is_object());
     }

@@ -73,7 +73,8 @@ fn path(prefix: &str, main: &str) -> Result<String, String> {
 
 /// The member of an answer, whose form is the engine's version.
 fn taken(mut answer: Value, member: &str) -> Result<Revealed, String> {
-    let mut data = answer["data"].take();
+    // `get_mut`, because an answer that is no object must not end in a panic.
+    let mut data = answer.get_mut("data").map(Value::take).unwrap_or_default();
     let second = data["metadata"].is_object() && data["data"].is_object();
     if second && data.get(member).is_none_or(|_| member == "data" || member == "metadata") {
         data = data["data"].take();

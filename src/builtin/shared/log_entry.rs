@@ -527,6 +527,7 @@ mod tests {
         );
         kit().run(async |x| {
             assert!(entry.read_body(x).await.is_continue());
+            x.ctx.path = Some("/a b".into());
             x.ctx.status = Some(200);
             x.ctx.consumer = Some(std::sync::Arc::new(consumer("jack")));
             let entry = Value::Object(entry.entry(x));
