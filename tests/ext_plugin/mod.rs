@@ -2,6 +2,7 @@
 
 mod calls;
 mod faults;
+mod languages;
 mod responses;
 mod supervised;
 
