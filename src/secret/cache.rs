@@ -199,6 +199,7 @@ impl Secrets {
 
     async fn fetch_all(self: &Arc<Self>, secrets: Vec<SecretRef>) {
         let mut fetches = JoinSet::new();
+        let asked = self.dues(&secrets);
         for secret in secrets {
             let all = self.clone();
             fetches.spawn(async move {
@@ -207,6 +208,24 @@ impl Secrets {
             });
         }
         while fetches.join_next().await.is_some() {}
+        self.postpone(&asked);
+    }
+
+    fn dues(&self, secrets: &[SecretRef]) -> Vec<(SecretRef, Instant)> {
+        let state = self.lock();
+        secrets.iter().filter_map(|secret| Some((secret.clone(), state.kept.get(secret)?.due))).collect()
+    }
+
+    /// What a fetch left as it was, because it broke down, is not asked for again at once.
+    fn postpone(&self, asked: &[(SecretRef, Instant)]) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        for (secret, due) in asked {
+            if let Some(kept) = state.kept.get_mut(secret).filter(|kept| kept.due == *due) {
+                tracing::error!(manager = %secret.manager, id = %secret.id, key = %secret.key, "fetching a secret broke down");
+                kept.due = now + self.lifetimes.failure;
+            }
+        }
     }
 
     async fn fetch(&self, secret: &SecretRef) -> Result<Revealed, ResolveError> {

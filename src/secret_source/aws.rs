@@ -43,7 +43,8 @@ async fn fetch(resource: &Value, key: &str) -> Result<Revealed, String> {
         let answer = ask(&conf, &key[..end]).await?;
         if answer.status.is_success() {
             let mut value: Value = answer.json()?;
-            let Value::String(text) = value["SecretString"].take() else {
+            // Not by index: that would panic at an answer that is no object.
+            let Some(Value::String(text)) = value.get_mut("SecretString").map(Value::take) else {
                 return Err("the secret is not a text".into());
             };
             return match key.get(end + 1..) {
