@@ -43,8 +43,8 @@ use pingora::{
 use pingora_proxy::HttpProxy;
 use serde_json::{Value, json};
 
-pub use self::handover::reload;
 use self::{handover::Lifecycle, store::Opened};
+pub use self::{handover::reload, pages::small as without_huge_pages};
 use crate::{
     admin::{self, Admin},
     builtin::{
@@ -93,7 +93,6 @@ use crate::{
 /// # Errors
 /// Why it could not start: a directory that cannot be made, a port in use, a store that cannot be opened.
 pub fn run(settings: Settings) -> Result<()> {
-    pages::small();
     let data = settings.data_dir();
     std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
     let error_log = telemetry::init(&settings).context("cannot open the error log")?;

@@ -114,6 +114,8 @@ struct Config {
 
 /// Parses the command line and carries it out.
 pub fn main() -> ExitCode {
+    // Before anything else takes memory.
+    crate::boot::without_huge_pages();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -12,7 +12,7 @@ use crate::store::Event;
 /// Resources from which on huge pages are worth it: they take about 10 MB.
 const MANY: usize = 5_000;
 
-/// To be called before threads begin to allocate.
+/// Does without huge pages until [`for_all`] says otherwise. To be called first of all: a page that is there stays.
 pub fn small() {
     // Refused only by systems without huge pages.
     let _ = set_thp_disable(true);
