@@ -90,13 +90,7 @@ impl contract::Plugin for Plugin {
         let schema = json!({
             "type": "object",
             "properties": {
-                "uri": {
-                    "type": "string",
-                    "pattern": r"^[^\/]+:\/\/([\da-zA-Z.-]+|\[[\da-fA-F:]+\])(:\d+)?"
-                },
                 "auth_header": {"type": "string"},
-                "timeout": {"type": "integer", "minimum": 1, "default": 3},
-                "log_format": {"type": "object"},
                 "log_format_extra": {"type": "object"},
                 "include_req_body": {"type": "boolean", "default": false},
                 "include_req_body_expr": {"type": "array", "minItems": 1, "items": {"type": "array"}},
@@ -105,7 +99,13 @@ impl contract::Plugin for Plugin {
                 "max_req_body_bytes": {"type": "integer", "minimum": 1, "default": 524_288},
                 "max_resp_body_bytes": {"type": "integer", "minimum": 1, "default": 524_288},
                 "concat_method": {"type": "string", "default": "json", "enum": ["json", "new_line"]},
-                "ssl_verify": {"type": "boolean", "default": false}
+                "ssl_verify": {"type": "boolean", "default": false},
+                "uri": {
+                    "type": "string",
+                    "pattern": r"^[^\/]+:\/\/([\da-zA-Z.-]+|\[[\da-fA-F:]+\])(:\d+)?"
+                },
+                "timeout": {"type": "integer", "minimum": 1, "default": 3},
+                "log_format": {"type": "object"}
             },
             "encrypt_fields": ["auth_header"],
             "required": ["uri"]

@@ -95,9 +95,9 @@ pub fn wrap_schema(mut schema: Value, name: &str) -> Value {
     let (Some(properties), Value::Object(options)) = (properties(&mut schema), options) else {
         return schema;
     };
-    for (option, rule) in options {
-        properties.entry(option).or_insert(rule);
-    }
+    // In front, where APISIX finds fault with them; a plugin's own rule for one of them wins.
+    let own = std::mem::replace(properties, options);
+    properties.extend(own);
     schema
 }
 
