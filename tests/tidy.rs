@@ -85,6 +85,7 @@ const NAMES: &[(&str, &[&str], &str)] = &[
             "admin/",
             "ops/",
             "store/",
+            "upstream/peer.rs",
             "upstream/resolve.rs",
             "upstream/health/",
             "plugin/answer.rs",

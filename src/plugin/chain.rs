@@ -15,6 +15,7 @@ use super::{
     def::PluginDef,
     env::Origin,
     exchange::Exchange,
+    fingerprint::Fingerprint,
     meta::Meta,
     phases::Phases,
     reply::{CONTINUE, Flow, Reply},
@@ -30,8 +31,8 @@ pub struct Step {
     pub hooks: Box<dyn Hooks>,
     /// The resource that carries its configuration.
     pub origin: Origin,
-    /// What it was compiled from; an equal source needs no new step, and the old one keeps its counters.
-    pub source: Box<str>,
+    /// Of what it was compiled from; an equal source needs no new step, and the old one keeps its counters.
+    pub source: Fingerprint,
 }
 
 impl Step {

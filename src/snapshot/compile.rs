@@ -15,6 +15,7 @@ use crate::{
         def::PluginDef,
         env::{BuildEnv, Carry, Origin, Registry},
         exchange::Exchange,
+        fingerprint::{self, Fingerprint},
         meta::{self, Meta},
         metrics::Metrics,
         phases::Phases,
@@ -96,7 +97,7 @@ fn step(
 ) -> Result<Arc<Step>, String> {
     let source = source(env, def, conf, metadata.as_ref());
     let same =
-        |step: &&Arc<Step>| step.def.name == def.name && step.origin == *origin && *step.source == *source;
+        |step: &&Arc<Step>| step.def.name == def.name && step.origin == *origin && step.source == source;
     let kept = old.and_then(|chain| chain.steps().iter().find(same));
     if let Some(step) = kept {
         return Ok(step.clone());
@@ -111,7 +112,7 @@ fn step(
         let build = build_env(env, origin, def.name, metadata.as_ref());
         def.build(conf, &build).map_err(fault)?
     };
-    Ok(Arc::new(Step { def, meta, hooks, origin: origin.clone(), source: source.into() }))
+    Ok(Arc::new(Step { def, meta, hooks, origin: origin.clone(), source }))
 }
 
 /// What a plugin's build may see.
@@ -168,7 +169,7 @@ fn secrets_in(env: &Env, def: &PluginDef, conf: &Value) -> BTreeSet<SecretRef> {
 }
 
 /// What a step is compiled from: equal sources make equal steps. Secrets are in it by version, not by value.
-fn source(env: &Env, def: &PluginDef, conf: &Value, metadata: Option<&Value>) -> String {
+fn source(env: &Env, def: &PluginDef, conf: &Value, metadata: Option<&Value>) -> Fingerprint {
     let mut source = conf.to_string();
     if let Some(metadata) = metadata {
         source.push_str(&format!("\n{metadata}"));
@@ -176,7 +177,7 @@ fn source(env: &Env, def: &PluginDef, conf: &Value, metadata: Option<&Value>) ->
     for secret in secrets_in(env, def, conf) {
         source.push_str(&format!("\n{}", env.secrets.version(&secret)));
     }
-    source
+    fingerprint::of(std::iter::once(source.as_str()))
 }
 
 /// Checks that a plugin map compiles, without keeping anything: the dry run of the Admin API.

@@ -59,7 +59,7 @@ pub struct Upstream {
     has_implied_port: bool,
     pass_host: PassHost,
     upstream_host: Box<str>,
-    template: PeerTemplate,
+    template: Arc<PeerTemplate>,
     checker: Option<Checker>,
     /// The names of nodes, each once.
     names: Box<[Arc<Name>]>,
@@ -143,7 +143,7 @@ impl Upstream {
             Kind::Chash => Some(HashKey::compile(conf.hash_on, conf.key.as_deref())?),
             _ => None,
         };
-        let template = PeerTemplate::compile(conf, defaults)?;
+        let template = PeerTemplate::shared(conf, defaults)?;
         let checker = match &conf.checks {
             Some(checks) if defaults.checks == ChecksSwitch::On => Some(Checker::compile(checks)?),
             _ => None,
@@ -239,6 +239,11 @@ impl Upstream {
             PassHost::Rewrite => Cow::Borrowed(&self.upstream_host),
             PassHost::Node => picked.node.authority_for(self.scheme, scheme),
         }
+    }
+
+    /// Whether some node is known by a name, so that [`Upstream::ready`] may have to wait.
+    pub fn has_names(&self) -> bool {
+        !self.names.is_empty()
     }
 
     /// Returns at once when some node has an address, else waits, for a bounded time, until names were looked up.

@@ -1,12 +1,14 @@
 //! From a picked address to a Pingora peer.
 //!
 //! Everything that does not depend on the request is put together once, in a [`PeerTemplate`]; a request clones it.
+//! Upstreams with the same settings share one: it is large, and most configurations have a handful of settings.
 //! Invariant: peers are made from socket addresses only, since Pingora resolves strings in the calling thread.
 
 use std::{
+    collections::HashMap,
     hash::{Hash, Hasher},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
 };
 
 use ahash::AHasher;
@@ -42,10 +44,59 @@ pub(super) struct PeerTemplate {
     client: Option<Arc<CertKey>>,
 }
 
+/// All that tells two templates without TLS settings of their own apart.
+#[derive(PartialEq, Eq, Hash)]
+struct Settings {
+    scheme: Scheme,
+    /// The bits of the seconds.
+    timeout: [u64; 3],
+    keepalive: (u32, u64, u32),
+}
+
+impl Settings {
+    fn of(conf: &UpstreamConf, defaults: &UpstreamDefaults) -> Settings {
+        let timeout = conf.timeout.unwrap_or(defaults.timeout);
+        let keepalive = conf.keepalive_pool.unwrap_or(defaults.keepalive);
+        Settings {
+            scheme: conf.scheme,
+            timeout: [timeout.connect, timeout.send, timeout.read].map(f64::to_bits),
+            keepalive: (keepalive.size, keepalive.idle_timeout.to_bits(), keepalive.requests),
+        }
+    }
+}
+
+/// Templates in use. Locked while a configuration is compiled, never per request.
+static IN_USE: LazyLock<Mutex<HashMap<Settings, Weak<PeerTemplate>>>> = LazyLock::new(Mutex::default);
+
 impl PeerTemplate {
+    /// The template for these settings: the one in use, or a new one.
+    ///
+    /// # Errors
+    /// As [`PeerTemplate::compile`].
+    pub(super) fn shared(
+        conf: &UpstreamConf,
+        defaults: &UpstreamDefaults,
+    ) -> Result<Arc<PeerTemplate>, String> {
+        if conf.tls.is_some() {
+            return PeerTemplate::compile(conf, defaults).map(Arc::new);
+        }
+        let settings = Settings::of(conf, defaults);
+        let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(template) = in_use.get(&settings).and_then(Weak::upgrade) {
+            return Ok(template);
+        }
+        if in_use.len() == in_use.capacity() {
+            // Before it grows for the sake of templates that nobody has any more.
+            in_use.retain(|_, template| template.strong_count() > 0);
+        }
+        let template = Arc::new(PeerTemplate::compile(conf, defaults)?);
+        in_use.insert(settings, Arc::downgrade(&template));
+        Ok(template)
+    }
+
     /// # Errors
     /// For a client certificate or key that cannot be read.
-    pub(super) fn compile(conf: &UpstreamConf, defaults: &UpstreamDefaults) -> Result<PeerTemplate, String> {
+    fn compile(conf: &UpstreamConf, defaults: &UpstreamDefaults) -> Result<PeerTemplate, String> {
         let timeout = conf.timeout.unwrap_or(defaults.timeout);
         let keepalive = conf.keepalive_pool.unwrap_or(defaults.keepalive);
         let client = conf.tls.as_ref().map(client_cert).transpose()?.flatten();
@@ -139,7 +190,7 @@ mod tests {
 
     use super::*;
     use crate::upstream::{
-        conf::ChecksSwitch,
+        conf::{ChecksSwitch, NodeConf},
         resolve::{Resolver, ResolverConf},
     };
 
@@ -250,6 +301,24 @@ mod tests {
             let conf = UpstreamConf { tls: Some(tls(cert)), ..UpstreamConf::default() };
             let error = PeerTemplate::compile(&conf, &defaults()).err();
             assert!(error.is_some_and(|e| e.starts_with("failed to parse cert")), "{cert}");
+        }
+    }
+
+    #[test]
+    fn upstreams_share_a_template_unless_their_settings_differ() {
+        let shared = |conf: &UpstreamConf| PeerTemplate::shared(conf, &defaults()).expect("a template");
+        let own = shared(&UpstreamConf::default());
+        let node = NodeConf { host: "a.com".to_owned(), port: None, weight: 1, priority: 0 };
+        let same = UpstreamConf { nodes: vec![node], retries: Some(1), ..UpstreamConf::default() };
+        assert!(Arc::ptr_eq(&own, &shared(&same)));
+        let timeout = Some(TimeoutConf { connect: 1.0, send: 1.0, read: 1.0 });
+        let tls = Some(TlsConf { verify: true, ..TlsConf::default() });
+        for other in [
+            UpstreamConf { timeout, ..UpstreamConf::default() },
+            UpstreamConf { scheme: Scheme::Grpc, ..UpstreamConf::default() },
+            UpstreamConf { tls, ..UpstreamConf::default() },
+        ] {
+            assert!(!Arc::ptr_eq(&own, &shared(&other)), "{other:?}");
         }
     }
 
