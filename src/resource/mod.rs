@@ -246,7 +246,22 @@ pub fn check_extra(kind: Kind, value: &Value, decrypt: DecryptKey<'_>) -> Result
 /// [`ParseError`] when a member's value does not fit: the resource was not judged first, or holds an unresolved
 /// secret reference where a choice is meant.
 pub fn parse<T: DeserializeOwned>(value: &Value) -> Result<T, ParseError> {
-    let mut value = value.clone();
+    tolerant(value.clone())
+}
+
+/// As [`parse`], from the text that is stored.
+///
+/// # Errors
+/// As [`parse`], and when the text is no JSON.
+pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, ParseError> {
+    // In one go, but for what the type does not take and the schema does: `1.0`, or a member written twice.
+    match serde_json::from_str(text) {
+        Ok(resource) => Ok(resource),
+        Err(_) => tolerant(serde_json::from_str(text)?),
+    }
+}
+
+fn tolerant<T: DeserializeOwned>(mut value: Value) -> Result<T, ParseError> {
     // The schemas accept 1.0 as an integer.
     lua::integers(&mut value);
     Ok(T::deserialize(value)?)

@@ -27,6 +27,7 @@ use crate::{
         request::RouteMeta,
     },
     resource::{self, Key, Kind, typed::Plugins},
+    schema::lua,
     secret::SecretRef,
     store::{Change, Entry, Event},
     upstream::{Upstream, conf::TimeoutConf},
@@ -42,6 +43,8 @@ pub struct Workspace {
     /// Compiled inline upstreams of services.
     service_upstreams: HashMap<Arc<str>, Arc<Upstream>>,
     rules: HashMap<Arc<str>, Arc<Rule<Arc<Route>>>>,
+    /// Upstreams with health checks, by the resource that they are written into: few among many.
+    checked: BTreeMap<Key, Arc<Upstream>>,
     /// Routes by the service or plugin config they name.
     users: HashMap<Key, HashSet<Arc<str>>>,
     claimed: Claimed,
@@ -72,6 +75,7 @@ impl Workspace {
             chains: HashMap::new(),
             service_upstreams: HashMap::new(),
             rules: HashMap::new(),
+            checked: BTreeMap::new(),
             users: HashMap::new(),
             claimed: HashMap::new(),
             secret_users: HashMap::new(),
@@ -110,23 +114,19 @@ impl Workspace {
         }
     }
 
-    /// Every upstream by the path that the control API names it by: those with an id, and those written into
-    /// services and routes.
+    /// Every upstream with health checks by the path that the control API names it by: those with an id, and those
+    /// written into services and routes.
     pub fn upstreams(&self) -> impl Iterator<Item = (String, Arc<Upstream>)> + '_ {
-        let by_id = self
-            .snapshot
-            .upstreams
-            .iter()
-            .map(|(id, upstream)| (format!("/upstreams/{id}"), upstream.clone()));
-        let of_services =
-            self.service_upstreams.iter().map(|(id, upstream)| (format!("/services/{id}"), upstream.clone()));
-        let of_routes = self.rules.iter().filter_map(|(id, rule)| match &rule.target.upstream {
-            RouteUpstream::Inline(upstream) if upstream.has_checks() => {
-                Some((format!("/routes/{id}"), upstream.clone()))
-            }
-            _ => None,
-        });
-        by_id.chain(of_services).chain(of_routes).filter(|(_, upstream)| upstream.has_checks())
+        let named = |(key, upstream): (&Key, &Arc<Upstream>)| (key.path_under(""), upstream.clone());
+        self.checked.iter().map(named)
+    }
+
+    /// Notes whether the upstream that a resource holds itself has health checks.
+    fn note_checks(&mut self, key: &Key, own: Option<Arc<Upstream>>) {
+        match own.filter(|upstream| upstream.has_checks()) {
+            Some(upstream) => drop(self.checked.insert(key.clone(), upstream)),
+            None => drop(self.checked.remove(key)),
+        }
     }
 
     /// The snapshot as it stands.
@@ -269,14 +269,14 @@ impl Workspace {
     }
 
     fn one(&mut self, key: &Key) -> Result<(), String> {
-        let value = match self.raw.get(key) {
-            Some(raw) => Some(serde_json::from_str::<Value>(&raw.text).map_err(|e| e.to_string())?),
-            None => None,
-        };
+        let stored = self.raw.get(key).map(|raw| raw.text.clone());
+        if key.kind() == Kind::Route {
+            return self.route(key, stored.as_deref());
+        }
+        let value = stored.map(|text| serde_json::from_str::<Value>(&text)).transpose().map_err(text)?;
         let plugins = value.as_ref().and_then(|value| value.get("plugins"));
         self.note_secrets(key, plugins.and_then(Value::as_object));
         match key.kind() {
-            Kind::Route => self.route(key, value),
             Kind::Service => self.service(key, value),
             Kind::Upstream => self.upstream(key, value),
             Kind::Consumer => self.consumer(key, value),
@@ -287,7 +287,7 @@ impl Workspace {
                 self.env.secrets.configure(key.id(), value);
                 Ok(())
             }
-            Kind::PluginMetadata | Kind::Ssl | Kind::Proto | Kind::StreamRoute => Ok(()),
+            Kind::Route | Kind::PluginMetadata | Kind::Ssl | Kind::Proto | Kind::StreamRoute => Ok(()),
         }
     }
 
@@ -319,11 +319,16 @@ impl Workspace {
 
     fn chain(&self, key: &Key, value: &Value, old: Option<&Chain>) -> Result<Chain, String> {
         match value.get("plugins") {
-            Some(Value::Object(plugins)) if !plugins.is_empty() => {
-                compile::chain(&self.env, &origin(key), plugins, &self.metadata(), old)
-            }
+            Some(Value::Object(plugins)) => self.chain_of(key, plugins, old),
             _ => Ok(Chain::default()),
         }
+    }
+
+    fn chain_of(&self, key: &Key, plugins: &Plugins, old: Option<&Chain>) -> Result<Chain, String> {
+        if plugins.is_empty() {
+            return Ok(Chain::default());
+        }
+        compile::chain(&self.env, &origin(key), plugins, &self.metadata(), old)
     }
 
     /// Compiles the plugins of a resource that is a set of plugins and nothing more.
@@ -341,26 +346,27 @@ impl Workspace {
         self.plugins_of(key, value.as_ref())?;
         let service =
             value.map(|value| resource::parse::<resource::Service>(&value)).transpose().map_err(text)?;
-        match service.and_then(|service| service.upstream) {
-            Some(conf) => {
-                let old = self.service_upstreams.get(key.id());
-                let upstream = upstreams::compile(&self.env, &conf, old)?;
-                self.service_upstreams.insert(key.shared_id(), upstream);
-            }
-            None => {
-                self.service_upstreams.remove(key.id());
-            }
-        }
+        let Some(conf) = service.and_then(|service| service.upstream) else {
+            self.service_upstreams.remove(key.id());
+            self.note_checks(key, None);
+            return Ok(());
+        };
+        let old = self.service_upstreams.get(key.id());
+        let upstream = upstreams::compile(&self.env, &conf, old)?;
+        self.note_checks(key, Some(upstream.clone()));
+        self.service_upstreams.insert(key.shared_id(), upstream);
         Ok(())
     }
 
     fn upstream(&mut self, key: &Key, value: Option<Value>) -> Result<(), String> {
         let Some(value) = value else {
             self.snapshot.upstreams.remove(key.id());
+            self.note_checks(key, None);
             return Ok(());
         };
         let conf = resource::parse::<resource::Upstream>(&value).map_err(text)?;
         let upstream = upstreams::compile(&self.env, &conf, self.snapshot.upstreams.get(key.id()))?;
+        self.note_checks(key, Some(upstream.clone()));
         self.snapshot.upstreams.insert(key.shared_id(), upstream);
         Ok(())
     }
@@ -455,19 +461,28 @@ impl Workspace {
         self.snapshot.global = Chain::new(steps.cloned().collect());
     }
 
-    fn route(&mut self, key: &Key, value: Option<Value>) -> Result<(), String> {
-        let Some(value) = value else {
+    fn route(&mut self, key: &Key, stored: Option<&str>) -> Result<(), String> {
+        let Some(stored) = stored else {
             if let Some(rule) = self.rules.remove(key.id()) {
                 self.snapshot.router.remove(&rule);
             }
+            self.note_secrets(key, None);
+            self.note_checks(key, None);
             return Ok(());
         };
-        let conf = resource::parse::<resource::Route>(&value).map_err(text)?;
+        let conf = resource::read::<resource::Route>(stored).map_err(text)?;
+        self.note_secrets(key, Some(&conf.plugins));
         self.note_names(key, &conf);
-        let rule = if conf.status == 0 { None } else { Some(self.rule(key, &value, conf)?) };
+        let has_upstream = conf.upstream.is_some() && conf.upstream_id.is_none();
+        let rule = if conf.status == 0 { None } else { Some(self.rule(key, conf)?) };
         if let Some(old) = self.rules.remove(key.id()) {
             self.snapshot.router.remove(&old);
         }
+        let own = rule.as_ref().and_then(|rule| match &rule.target.upstream {
+            RouteUpstream::Inline(upstream) if has_upstream => Some(upstream.clone()),
+            _ => None,
+        });
+        self.note_checks(key, own);
         if let Some(rule) = rule {
             let rule = Arc::new(rule);
             self.snapshot.router.insert(rule.clone());
@@ -489,7 +504,7 @@ impl Workspace {
         }
     }
 
-    fn rule(&self, key: &Key, value: &Value, conf: resource::Route) -> Result<Rule<Arc<Route>>, String> {
+    fn rule(&self, key: &Key, conf: resource::Route) -> Result<Rule<Arc<Route>>, String> {
         let service = self.service_of(&conf)?;
         let paths =
             if conf.uris.is_empty() { conf.uri.clone().into_iter().collect() } else { conf.uris.clone() };
@@ -507,7 +522,7 @@ impl Workspace {
             .map(|name| MethodSet::from_name(name))
             .fold(MethodSet::EMPTY, |all, one| all | one);
         let route =
-            self.compiled(key, value, &conf, service.as_ref(), &paths, hosts.as_deref().unwrap_or_default())?;
+            self.compiled(key, &conf, service.as_ref(), &paths, hosts.as_deref().unwrap_or_default())?;
         let mut rule = Rule::new(key.shared_id(), &paths, Arc::new(route));
         if let Some(hosts) = &hosts {
             rule = rule.with_hosts(hosts);
@@ -530,21 +545,19 @@ impl Workspace {
     fn service_of(&self, conf: &resource::Route) -> Result<Option<resource::Service>, String> {
         let Some(id) = &conf.service_id else { return Ok(None) };
         let Some(raw) = self.raw.get(&Key::new(Kind::Service, id.0.clone())) else { return Ok(None) };
-        let value: Value = serde_json::from_str(&raw.text).map_err(|e| e.to_string())?;
-        resource::parse(&value).map(Some).map_err(text)
+        resource::read(&raw.text).map(Some).map_err(text)
     }
 
     fn compiled(
         &self,
         key: &Key,
-        value: &Value,
         conf: &resource::Route,
         service: Option<&resource::Service>,
         paths: &[String],
         hosts: &[String],
     ) -> Result<Route, String> {
         let old = self.rules.get(key.id()).map(|rule| rule.target.clone());
-        let own = self.chain(key, value, old.as_ref().map(|old| &old.chain))?;
+        let own = self.chain_of(key, &conf.plugins, old.as_ref().map(|old| &old.chain))?;
         let under = |kind, id: &Option<resource::typed::Id>| match id {
             Some(id) => self.chains.get(&Key::new(kind, id.0.clone())),
             None => None,
@@ -651,8 +664,9 @@ fn condition(conf: &resource::Route) -> Result<Option<Expr>, String> {
     if conf.vars.is_empty() {
         return Ok(None);
     }
-    let vars = Expr::parse(&Value::Array(conf.vars.clone()));
-    vars.map(Some).map_err(|e| format!("failed to validate the 'vars' expression: {e}"))
+    let mut vars = Value::Array(conf.vars.clone());
+    lua::integers(&mut vars);
+    Expr::parse(&vars).map(Some).map_err(|e| format!("failed to validate the 'vars' expression: {e}"))
 }
 
 fn origin(key: &Key) -> Origin {
