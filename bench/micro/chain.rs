@@ -6,37 +6,16 @@
 
 use std::{
     hint::black_box,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
-use pingora_proxy::{ProxyHttp, Session};
-use portcullis::{
-    builtin::Enabled,
-    compat::Compat,
-    control::Control,
-    net::ip_set::IpSet,
-    plugin::{
-        env::{Carry, Registry},
-        metrics::Metrics,
-    },
-    proxy::{
-        Gateway,
-        options::{Options, RealIp},
-    },
-    resource::{Key, Kind},
-    snapshot::{compile::Env, router::Mode},
-    store::{Entry, Event},
-    upstream::{
-        conf::{ChecksSwitch, KeepaliveConf, TimeoutConf, UpstreamDefaults},
-        resolve::{Resolver, ResolverConf},
-    },
-};
-use serde_json::{Map, Value, json};
-use tokio::{io::AsyncWriteExt, runtime::Runtime};
+use pingora_proxy::ProxyHttp;
+use portcullis::{builtin, proxy::testing, resource::Kind};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 /// As in the program.
 #[global_allocator]
@@ -101,14 +80,13 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     println!("{:18} {:>8} {:>10} {:>10}", "plugins", "routes", "consumers", "ns");
     for case in &CASES {
-        let env = Arc::new(environment());
         let plugins = (case.plugins)();
-        let known = |name: &String| env.registry.find(name).is_some();
+        let known = |name: &String| builtin::REGISTRY.iter().any(|def| def.name == *name);
         if !plugins.as_object().is_some_and(|plugins| plugins.keys().all(known)) {
             println!("{:18} {:>8} {:>10} {:>10}", case.name, case.routes, case.consumers, "not built");
             continue;
         }
-        let time = measure(&runtime, env, case, &plugins);
+        let time = measure(&runtime, case, &plugins);
         println!(
             "{:18} {:8} {:10} {:10.0}",
             case.name,
@@ -119,19 +97,12 @@ fn main() {
     }
 }
 
-fn measure(runtime: &Runtime, env: Arc<Env>, case: &Case, plugins: &Value) -> Duration {
-    let control = Control::new(env);
-    control.apply(vec![Event::Reset { entries: entries(case, plugins), revision: 1 }]);
-    assert!(control.faults().is_empty(), "{:?}", control.faults());
-    let gateway = Gateway {
-        current: control.current(),
-        options: options(),
-        access_log: None,
-        metrics: control.env().metrics.clone(),
-    };
+fn measure(runtime: &Runtime, case: &Case, plugins: &Value) -> Duration {
+    let gateway = testing::gateway(resources(case, plugins));
     let heads: Vec<RequestHeader> = (0..ASKS).map(|i| head(case, scramble(i))).collect();
     runtime.block_on(async {
-        let mut session = session().await;
+        let mut session =
+            testing::session("GET /r/0 HTTP/1.1\r\nHost: bench.example\r\nUser-Agent: bench\r\n\r\n").await;
         let (mut alone, mut both) = (Duration::MAX, Duration::MAX);
         for _ in 0..ROUNDS {
             let start = Instant::now();
@@ -154,16 +125,6 @@ fn measure(runtime: &Runtime, env: Arc<Env>, case: &Case, plugins: &Value) -> Du
     })
 }
 
-/// A connection on which a request came in.
-async fn session() -> Session {
-    let (mut client, server) = tokio::io::duplex(4096);
-    let raw = b"GET /r/0 HTTP/1.1\r\nHost: bench.example\r\nUser-Agent: bench\r\n\r\n";
-    client.write_all(raw).await.expect("the pipe holds the request");
-    let mut session = Session::new_h1(Box::new(server));
-    assert!(session.read_request().await.expect("a readable request"), "a request");
-    session
-}
-
 fn head(case: &Case, i: usize) -> RequestHeader {
     let path = format!("/r/{}", i % case.routes);
     let mut head = RequestHeader::build("GET", path.as_bytes(), Some(8)).expect("a path");
@@ -181,7 +142,7 @@ fn head(case: &Case, i: usize) -> RequestHeader {
     head
 }
 
-fn entries(case: &Case, plugins: &Value) -> Vec<Entry> {
+fn resources(case: &Case, plugins: &Value) -> Vec<(Kind, String, Value)> {
     let upstream = json!({"type": "roundrobin", "nodes": {"127.0.0.1:1980": 1}});
     let route = |i| json!({"id": format!("r{i}"), "uri": format!("/r/{i}"), "plugins": plugins, "upstream": upstream});
     let consumer = |i| {
@@ -190,62 +151,9 @@ fn entries(case: &Case, plugins: &Value) -> Vec<Entry> {
             "basic-auth": {"username": format!("user{i}"), "password": format!("word-{i}")},
         }})
     };
-    let routes = (0..case.routes).map(|i| (Key::new(Kind::Route, format!("r{i}")), route(i)));
-    let consumers = (0..case.consumers).map(|i| (Key::new(Kind::Consumer, format!("user{i}")), consumer(i)));
-    let entry = |(key, value): (Key, Value)| Entry {
-        key,
-        value: value.to_string().into(),
-        created: 1,
-        modified: 1,
-        expires: None,
-    };
-    routes.chain(consumers).map(entry).collect()
-}
-
-fn environment() -> Env {
-    Env {
-        registry: Enabled::new(None, Map::new()),
-        compat: Compat::Now,
-        mode: Mode::HostUri,
-        keyring: None,
-        carry: Carry::default(),
-        metrics: Arc::new(Metrics::new(prometheus::Registry::new())),
-        debug_auth: false,
-        secrets: Arc::default(),
-        upstream: UpstreamDefaults {
-            resolver: Resolver::new(&ResolverConf::default()).expect("a resolver"),
-            timeout: TimeoutConf::default(),
-            keepalive: KeepaliveConf::default(),
-            checks: ChecksSwitch::On,
-        },
-        apis: Vec::new(),
-    }
-}
-
-/// As config.yaml's defaults make them.
-fn options() -> Options {
-    Options {
-        compat: Compat::Now,
-        server: HeaderValue::from_static("APISIX"),
-        delete_uri_tail_slash: false,
-        normalize_uri_like_servlet: false,
-        match_uri_encoded_slash: false,
-        show_upstream_status: false,
-        trusted: None,
-        real_ip: Some(RealIp {
-            header: HeaderName::from_static("x-real-ip"),
-            from: IpSet::parse(["127.0.0.1"]).expect("an address"),
-            recursive: false,
-        }),
-        max_body: None,
-        max_buffered_body: 16 << 20,
-        keepalive: Duration::from_secs(60),
-        body_timeout: Duration::from_secs(60),
-        send_timeout: Duration::from_secs(10),
-        draining: Arc::default(),
-        max_request_line: 8 << 10,
-        max_head: 32 << 10,
-    }
+    let routes = (0..case.routes).map(|i| (Kind::Route, format!("r{i}"), route(i)));
+    let consumers = (0..case.consumers).map(|i| (Kind::Consumer, format!("user{i}"), consumer(i)));
+    routes.chain(consumers).collect()
 }
 
 /// A different number for each number, all over the place.

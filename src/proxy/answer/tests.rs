@@ -37,7 +37,7 @@ use crate::{
         phases::Phases,
         reply::{CONTINUE, Flow, Reply},
     },
-    proxy::{Gateway, allocations},
+    proxy::{Gateway, testing},
     resource::{Key, Kind},
     snapshot::compile::Env,
     store::{Entry, Event},
@@ -247,11 +247,11 @@ fn gateway(plugins: &Value, node: String) -> Gateway {
     let key = Key::new(Kind::Route, "1");
     let entry = Entry { key, value: route.to_string().into(), created: 1, modified: 1, expires: None };
     let registry = Enabled::new(None, Map::new()).with(&PROBE);
-    let control = Control::new(Arc::new(Env { registry, ..allocations::environment() }));
+    let control = Control::new(Arc::new(Env { registry, ..testing::environment() }));
     control.apply(vec![Event::Reset { entries: vec![entry], revision: 1 }]);
     assert!(control.faults().is_empty(), "{:?}", control.faults());
     let metrics = control.env().metrics.clone();
-    Gateway { current: control.current(), options: allocations::options(), access_log: None, metrics }
+    Gateway { current: control.current(), options: testing::options(), access_log: None, metrics }
 }
 
 /// A node that keeps its connections and answers by path.
