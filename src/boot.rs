@@ -196,6 +196,7 @@ impl Assembly<'_> {
                 http1: self.proxy(server, false)?,
                 http2: http2.then(|| self.proxy(server, true)).transpose()?,
                 patience: self.settings.nginx_config.http.client_header_timeout,
+                keepalive: self.settings.nginx_config.http.keepalive_timeout,
                 metrics: self.control.env().metrics.clone(),
             };
             let mut service = Service::new("proxy".to_owned(), front);

@@ -49,6 +49,20 @@ fn stop_ends_it_at_once() {
 }
 
 #[test]
+fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
+    let upstream = Upstream::echo();
+    let setup = Setup::file(one_route(&upstream)).set("nginx_config.http.keepalive_timeout", "2s");
+    let gateway = setup.start();
+    let mut client = Connection::open(gateway.ports.http);
+    client.exchange(&gateway.request("GET", "/")).expect(200);
+    client.exchange(&gateway.request("GET", "/?delay=5000")).expect(200);
+    let begun = Instant::now();
+    assert!(client.ends(), "nothing is sent before the end");
+    // Idle connections are looked at in whole spans of the time limit, never too early.
+    assert!(begun.elapsed() > Duration::from_millis(1900), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn quit_waits_for_open_requests() {
     let upstream = Upstream::echo();
     let mut gateway = Gateway::file(one_route(&upstream));

@@ -1,15 +1,18 @@
 //! The end of an exchange: log hooks, access log, metrics.
 
+use std::time::Instant;
+
 use pingora_proxy::Session;
 
-use super::{Ctx, Gateway, response};
+use super::{Ctx, Gateway, front, response};
 use crate::plugin::exchange::Exchange;
 
 /// Runs once per request, after the client has its answer or is gone.
 pub fn finish(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) {
+    let now = Instant::now();
+    front::idle(now);
     if let Some(last) = ctx.request.upstream.tries.last_mut() {
-        let total = last.began.elapsed();
-        last.total.get_or_insert(total);
+        last.total.get_or_insert(now.saturating_duration_since(last.began));
     }
     let written = session.response_written().map(|head| head.status.as_u16());
     // nginx's 499: the client went away before there was an answer.

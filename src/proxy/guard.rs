@@ -4,11 +4,13 @@
 //! Transfer-Encoding, and hands paths on as they came. Ambiguity ends here and is never forwarded.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, SocketAddr},
     sync::atomic::Ordering,
 };
 
 use http::{HeaderMap, HeaderName, Version, header};
+use memchr::{memchr, memchr_iter};
 use pingora_proxy::Session;
 
 use super::options::{Options, RealIp};
@@ -17,47 +19,96 @@ use crate::{
     plugin::{reply::Reply, request::RequestCtx},
 };
 
+/// What the head of an admitted request says, found out once.
+pub struct Admitted {
+    /// Whether [`sanitize`] has something to drop.
+    pub claims: Claims,
+    /// The host asked for.
+    pub host: HostName,
+}
+
+/// The host in the Host header, without its port.
+#[derive(Default)]
+pub struct HostName {
+    /// So many bytes of the header, and most names are in lower case as they stand.
+    length: usize,
+    lowered: Option<Box<str>>,
+}
+
+impl HostName {
+    fn new(host: host::Host<'_>) -> Self {
+        let length = host.name.len();
+        match host.name {
+            Cow::Borrowed(_) => Self { length, lowered: None },
+            Cow::Owned(name) => Self { length, lowered: Some(name.into()) },
+        }
+    }
+
+    /// The name in lower case; `sent` is the header it was read from.
+    pub fn of<'a>(&'a self, sent: &'a str) -> &'a str {
+        match &self.lowered {
+            Some(name) => name,
+            None => sent.get(..self.length).unwrap_or_default(),
+        }
+    }
+}
+
 /// Checks the request's shape and fills in what follows from its head and its connection.
 ///
 /// # Errors
 /// The reply for a request that goes no further; its connection is closed.
-pub fn admit(session: &mut Session, ctx: &mut RequestCtx, options: &Options) -> Result<(), Reply> {
-    if let Err(reply) = inspect(session, ctx, options) {
-        session.as_downstream_mut().set_keepalive(None);
-        return Err(reply);
+pub fn admit(session: &mut Session, ctx: &mut RequestCtx, options: &Options) -> Result<Admitted, Reply> {
+    let admitted = inspect(session, ctx, options);
+    match &admitted {
+        Ok(_) => bound_connection(session, options),
+        Err(_) => session.as_downstream_mut().set_keepalive(None),
     }
-    bound_connection(session, options);
-    Ok(())
+    admitted
 }
 
-fn inspect(session: &mut Session, ctx: &mut RequestCtx, options: &Options) -> Result<(), Reply> {
-    if let Some(http1) = session.as_downstream().as_http1() {
-        let head = http1.get_headers_raw_bytes();
-        size(&head, options)?;
-        framing(&head)?;
-    }
+fn inspect(session: &mut Session, ctx: &mut RequestCtx, options: &Options) -> Result<Admitted, Reply> {
+    let claims = match session.as_downstream().as_http1() {
+        Some(http1) => {
+            let head = http1.get_headers_raw_bytes();
+            size(&head, options)?;
+            framing(&head)?
+        }
+        None => Claims::Possible,
+    };
     addresses(session, ctx, options);
-    authority(session)?;
+    let host = authority(session)?;
     path(session, ctx, options)?;
-    body_size(session, options)
+    body_size(session, options)?;
+    Ok(Admitted { claims, host })
 }
 
-/// Idle keep-alive and slow peers are bounded: Pingora by itself waits for ever after the first request.
+/// Whether the client may have sent one of the headers that only the gateway writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claims {
+    /// No line of the head begins like one.
+    None,
+    /// Ask for each.
+    Possible,
+}
+
+/// Slow peers are bounded, and whether the connection outlives the request is decided; [`super::front`] bounds how long.
 fn bound_connection(session: &mut Session, options: &Options) {
     let downstream = session.as_downstream_mut();
     if downstream.get_keepalive().is_some() {
-        let draining = options.draining.load(Ordering::Relaxed);
-        let seconds = if draining { 0 } else { options.keepalive.as_secs() };
-        downstream.set_keepalive((seconds > 0).then_some(seconds));
+        let ends = options.draining.load(Ordering::Relaxed) || options.keepalive.is_zero();
+        downstream.set_keepalive((!ends).then_some(WITHOUT_TIMER));
     }
     downstream.set_read_timeout(Some(options.body_timeout));
     downstream.set_write_timeout(Some(options.send_timeout));
 }
 
+/// Pingora's word for a connection that it keeps for ever.
+const WITHOUT_TIMER: u64 = 0;
+
 /// nginx: `large_client_header_buffers`.
 fn size(head: &[u8], options: &Options) -> Result<(), Reply> {
-    let line = head.iter().position(|byte| *byte == b'\n').unwrap_or(head.len());
-    if line > options.max_request_line {
+    let too_long = |line: &[u8]| memchr(b'\n', line).unwrap_or(line.len()) > options.max_request_line;
+    if head.len() > options.max_request_line && too_long(head) {
         return Err(Reply::status(414).because("request line too long"));
     }
     if head.len() > options.max_head {
@@ -68,17 +119,20 @@ fn size(head: &[u8], options: &Options) -> Result<(), Reply> {
 
 /// RFC 9112 §2.2 lets a recipient take a bare LF; the next hop may not, so it is refused. The same for folded
 /// lines (§5.2) and for two framings at once (§6.1).
-fn framing(head: &[u8]) -> Result<(), Reply> {
+fn framing(head: &[u8]) -> Result<Claims, Reply> {
     let mut once = [0u8; ONCE.len()];
+    let mut claims = Claims::None;
     let mut start = 0;
-    for (at, _) in head.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
+    for at in memchr_iter(b'\n', head) {
         if at == 0 || head[at - 1] != b'\r' {
             return Err(refuse("bare line feed in the request head"));
         }
         let line = &head[start..at - 1];
-        match line.first() {
+        // One look at the first letter passes over most lines.
+        match line.first().map(u8::to_ascii_lowercase) {
             Some(b' ' | b'\t') => return Err(refuse("folded header line")),
-            Some(first) if ONCE_FIRST.contains(&first.to_ascii_lowercase()) => count(line, &mut once)?,
+            Some(first @ (b'a' | b'c' | b'e' | b'i' | b't')) => count(line, first, &mut once)?,
+            Some(b'x' | b'f') => claims = Claims::Possible,
             _ => {}
         }
         start = at + 1;
@@ -88,7 +142,7 @@ fn framing(head: &[u8]) -> Result<(), Reply> {
     }
     match once.iter().any(|times| *times > 1) {
         true => Err(refuse("a header that may stand once stands twice")),
-        false => Ok(()),
+        false => Ok(claims),
     }
 }
 
@@ -107,11 +161,10 @@ const ONCE: [&[u8]; 9] = [
 ];
 const CONTENT_LENGTH: usize = 0;
 const TRANSFER_ENCODING: usize = 1;
-/// Their first letters: most lines are passed over by one comparison.
-const ONCE_FIRST: &[u8] = b"ctaei";
 
-fn count(line: &[u8], once: &mut [u8; ONCE.len()]) -> Result<(), Reply> {
-    let Some(which) = ONCE.iter().position(|name| names(line, name)) else { return Ok(()) };
+fn count(line: &[u8], first: u8, once: &mut [u8; ONCE.len()]) -> Result<(), Reply> {
+    let which = ONCE.iter().position(|name| name[0] == first && names(line, name));
+    let Some(which) = which else { return Ok(()) };
     once[which] = once[which].saturating_add(1);
     if which == CONTENT_LENGTH && !is_number(&line[ONCE[CONTENT_LENGTH].len()..]) {
         return Err(refuse("Content-Length is no number"));
@@ -191,18 +244,22 @@ fn parse_client(text: &str) -> Option<SocketAddr> {
 }
 
 /// nginx answers 400 to an HTTP/1.1 request without Host and to a Host that is no host.
-fn authority(session: &Session) -> Result<(), Reply> {
+fn authority(session: &Session) -> Result<HostName, Reply> {
     let head = session.req_header();
+    let authority = head.uri.authority();
     match head.headers.get(header::HOST) {
         Some(value) => {
             let text = value.to_str().map_err(|_| refuse("Host is not ASCII"))?;
-            if !text.is_empty() && host::split(text).is_err() {
-                return Err(refuse("invalid Host"));
+            if text.is_empty() {
+                return Ok(HostName::default());
             }
-            Ok(())
+            host::split(text).map(HostName::new).map_err(|_| refuse("invalid Host"))
         }
-        None if head.version == Version::HTTP_11 && head.uri.authority().is_none() => Err(refuse("no Host")),
-        None => Ok(()),
+        None if head.version == Version::HTTP_11 && authority.is_none() => Err(refuse("no Host")),
+        None => {
+            let host = authority.and_then(|authority| host::split(authority.as_str()).ok());
+            Ok(host.map(HostName::new).unwrap_or_default())
+        }
     }
 }
 
@@ -255,8 +312,8 @@ const IDENTITY: [HeaderName; 3] = crate::plugin::exchange::IDENTITY_HEADERS;
 ///
 /// Differs from APISIX: identity headers that a client sent are dropped on every route, not only where
 /// authentication overwrites them, and so are those that only look like them to CGI.
-pub fn sanitize(session: &mut Session, ctx: &RequestCtx, options: &Options) {
-    if !ctx.peer_trusted {
+pub fn sanitize(session: &mut Session, ctx: &RequestCtx, options: &Options, claims: Claims) {
+    if !ctx.peer_trusted && claims == Claims::Possible {
         drop_untrusted(session, options);
     }
     if !options.compat.overwrites_forwarded() {

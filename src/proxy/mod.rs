@@ -13,6 +13,7 @@ pub mod options;
 mod request;
 mod respond;
 mod response;
+pub mod testing;
 mod upstream;
 
 use std::sync::{Arc, atomic::Ordering};

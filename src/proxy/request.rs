@@ -6,14 +6,19 @@ use bytes::Bytes;
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
-use super::{Ctx, Gateway, guard, options::Options, respond, upstream};
+use super::{
+    Ctx, Gateway, front,
+    guard::{self, HostName},
+    options::Options,
+    respond, upstream,
+};
 use crate::{
-    net::{host, lossless},
+    net::lossless,
     plugin::{
         body,
         chain::Chain,
         exchange::{Exchange, World},
-        reply::{Flow, Reply},
+        reply::{CONTINUE, Flow, Reply},
     },
     snapshot::{
         Fault, Route, Snapshot,
@@ -26,6 +31,9 @@ use crate::{
 /// # Errors
 /// The client is gone.
 pub async fn filter(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+    if !front::begin() {
+        return Error::e_explain(ErrorType::ConnectionClosed, "idle for too long").map_err(Error::into_down);
+    }
     let snapshot = gateway.current.load();
     ctx.snapshot = Some(snapshot.clone());
     match run(gateway, session, ctx, &snapshot).await {
@@ -43,11 +51,12 @@ pub async fn filter(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) -> 
 
 async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx, snapshot: &Arc<Snapshot>) -> Flow {
     ctx.request.body_limit = gateway.options.max_buffered_body;
-    if let Err(reply) = guard::admit(session, &mut ctx.request, &gateway.options) {
-        return reply.into();
-    }
-    guard::sanitize(session, &ctx.request, &gateway.options);
-    let route = match find(gateway, session, ctx, snapshot).await {
+    let admitted = match guard::admit(session, &mut ctx.request, &gateway.options) {
+        Ok(admitted) => admitted,
+        Err(reply) => return reply.into(),
+    };
+    guard::sanitize(session, &ctx.request, &gateway.options, admitted.claims);
+    let route = match find(gateway, session, ctx, snapshot, &admitted.host).await {
         ControlFlow::Continue(route) => route,
         ControlFlow::Break(reply) => return ControlFlow::Break(reply),
     };
@@ -59,8 +68,15 @@ async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx, snapshot: 
         Some(Fault::ServiceMissing) => return Reply::status(404).because("its service is missing").into(),
         None => {}
     }
-    plugins(session, ctx, snapshot, &route).await?;
+    // Many routes have no plugins: none of the phases is entered then.
+    let has_plugins = !(snapshot.global.is_empty() && route.chain.is_empty());
+    if has_plugins {
+        plugins(session, ctx, snapshot, &route).await?;
+    }
     upstream::choose(session, ctx, snapshot, &route).await?;
+    if !has_plugins {
+        return CONTINUE;
+    }
     let chain = ctx.chain.clone();
     let mut x = Exchange::new(session, &mut ctx.request, &**snapshot);
     snapshot.global.before_proxy(&mut x).await?;
@@ -126,9 +142,10 @@ async fn find(
     session: &mut Session,
     ctx: &mut Ctx,
     snapshot: &Arc<Snapshot>,
+    host: &HostName,
 ) -> ControlFlow<Reply, Option<Arc<Route>>> {
     loop {
-        let found = match_once(gateway, session, ctx, snapshot);
+        let found = match_once(gateway, session, ctx, snapshot, host);
         match found {
             Outcome::Route(route) => return ControlFlow::Continue(Some(route)),
             Outcome::None => return ControlFlow::Continue(None),
@@ -147,11 +164,17 @@ enum Outcome {
     NeedBody,
 }
 
-fn match_once(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx, snapshot: &Arc<Snapshot>) -> Outcome {
+fn match_once(
+    gateway: &Gateway,
+    session: &mut Session,
+    ctx: &mut Ctx,
+    snapshot: &Arc<Snapshot>,
+    host: &HostName,
+) -> Outcome {
     let has_body = ctx.request.body.is_read();
     let x = Exchange::new(session, &mut ctx.request, &**snapshot);
     let encoded = gateway.options.match_uri_encoded_slash.then(|| keep_encoded_slash(&x)).flatten();
-    let request = Candidate::new(&x, encoded.as_deref());
+    let request = Candidate::new(&x, host, encoded.as_deref());
     let found = snapshot.router.find(&request, |route: &Arc<Route>| match &route.vars {
         None => Accept::Yes,
         Some(vars) if vars.needs_body() && !has_body => Accept::NeedBody,
@@ -192,20 +215,19 @@ fn keep_encoded_slash(x: &Exchange<'_>) -> Option<String> {
 struct Candidate<'a> {
     method: MethodSet,
     addr: IpAddr,
-    host: Cow<'a, str>,
+    host: &'a str,
     http_host: &'a str,
     path: Cow<'a, [u8]>,
 }
 
 impl<'a> Candidate<'a> {
-    fn new(x: &'a Exchange<'_>, path: Option<&'a str>) -> Self {
+    fn new(x: &'a Exchange<'_>, host: &'a HostName, path: Option<&'a str>) -> Self {
         let http_host = x.http_host().unwrap_or_default();
-        let host = host::split(http_host).map_or("".into(), |host| host.name);
         let method = MethodSet::from_name(x.method().as_str());
         Self {
             method,
             addr: x.client_ip(),
-            host,
+            host: host.of(http_host),
             http_host,
             path: lossless::to_bytes(path.unwrap_or_else(|| x.path())),
         }

@@ -38,7 +38,9 @@ pub async fn choose(session: &mut Session, ctx: &mut Ctx, snapshot: &Snapshot, r
         Ok(upstream) => upstream,
         Err(reply) => return reply.into(),
     };
-    upstream.ready().await;
+    if upstream.has_names() {
+        upstream.ready().await;
+    }
     ctx.upstream = Some(upstream);
     match pick(session, ctx) {
         Ok(picked) => {
@@ -173,6 +175,9 @@ fn target(request: &RequestCtx, session: &Session, head: &mut RequestHeader) -> 
 /// An absolute-form target goes on in origin form (RFC 9112 §3.2.2).
 fn origin_form(session: &Session, head: &mut RequestHeader) -> Result<()> {
     let raw = session.req_header().raw_path();
+    if raw.starts_with(b"/") {
+        return Ok(());
+    }
     let parts = crate::net::uri::split_target(raw);
     if parts.authority.is_none() {
         return Ok(());
