@@ -63,6 +63,8 @@ enum Fault {
     NoId,
     /// A stray frame behind the reply.
     Twice,
+    /// Answers PrepareConf twice and goes on, as the Java runner does.
+    PrepareTwice,
     /// A question of a type that there is not.
     OddQuestion,
     /// Ends the process.
@@ -87,6 +89,7 @@ fn fault(text: &str) -> Fault {
         "wrong_id" => Fault::WrongId,
         "no_id" => Fault::NoId,
         "twice" => Fault::Twice,
+        "prepare_twice" => Fault::PrepareTwice,
         "odd_question" => Fault::OddQuestion,
         "exit" => Fault::Exit,
         "forget" => Fault::Forget(number as usize),
@@ -217,7 +220,9 @@ impl Connection<'_> {
     fn prepare(&mut self, payload: &[u8]) -> Reply {
         let request = flatbuffers::root::<prepare_conf::Req<'_>>(payload).expect("a PrepareConf");
         let entries = request.conf().map(pairs).unwrap_or_default();
-        let plugins = entries.iter().filter_map(|(name, value)| plugin(name, value.as_ref()?)).collect();
+        let plugins: Vec<Plugin> =
+            entries.iter().filter_map(|(name, value)| plugin(name, value.as_ref()?)).collect();
+        let twice = plugins.iter().any(|plugin| matches!(plugin, Plugin::Fault(Fault::PrepareTwice)));
         let key = text(request.key().expect("a key"));
         let token = self.runner.next_token.fetch_add(1, Relaxed);
         let conf = Conf { key, plugins, forgotten: AtomicUsize::new(0) };
@@ -225,6 +230,9 @@ impl Connection<'_> {
         let mut builder = FlatBufferBuilder::new();
         let root = prepare_conf::Resp::create(&mut builder, &prepare_conf::RespArgs { conf_token: token });
         builder.finish(root, None);
+        if twice {
+            let _ = self.send(PREPARE_CONF, builder.finished_data());
+        }
         Some((PREPARE_CONF, builder.finished_data().to_vec()))
     }
 
@@ -352,6 +360,7 @@ impl Connection<'_> {
                 let _ = self.send(kind, &reply);
                 Some((kind, reply))
             }
+            Fault::PrepareTwice => return Failed::Goes,
             Fault::OddQuestion => {
                 let request =
                     extra_info::ReqArgs { info_type: extra_info::Info(9), info: Some(empty(&mut builder)) };

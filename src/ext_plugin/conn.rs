@@ -35,6 +35,9 @@ const SEND_BUFFER: usize = 16 << 20;
 /// Room made at once for what a runner announces, in bytes.
 const ROOM: usize = 64 << 10;
 
+/// Longer than any reply to PrepareConf of a runner there is: 24 bytes with the header.
+const LONGEST_PREPARED: usize = 64;
+
 /// Between two tries to connect to a runner whose backlog is full.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 
@@ -48,6 +51,8 @@ pub struct Connection {
     /// Whether calls passed over it before.
     pub reused: bool,
     progress: Progress,
+    /// The frame that answered the last PrepareConf; the Java runner says it twice.
+    prepared: Vec<u8>,
 }
 
 /// How far the call under way has come.
@@ -89,14 +94,37 @@ impl Connection {
             let _ = setsockopt(&stream, sockopt::SndBuf, &SEND_BUFFER);
         }
         let (encoder, buffer) = (Encoder::default(), BytesMut::new());
-        Ok(Self { stream, encoder, buffer, life, reused: false, progress: Progress::Idle })
+        let prepared = Vec::new();
+        Ok(Self { stream, encoder, buffer, life, reused: false, progress: Progress::Idle, prepared })
     }
 
     /// Whether nothing came since the last reply: neither a stray frame nor the end.
-    pub fn is_quiet(&self) -> bool {
-        let mut byte = [0];
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        self.buffer.is_empty() && recv(self.stream.as_raw_fd(), &mut byte, flags) == Err(Errno::EAGAIN)
+    pub fn is_quiet(&mut self) -> bool {
+        while self.skips_repeat() {}
+        self.buffer.is_empty() && self.peek(&mut [0]) == Err(Errno::EAGAIN)
+    }
+
+    /// Takes the reply to PrepareConf away when it came once more. Otherwise a runner that says it twice would be
+    /// taken for one that was restarted, and asked to prepare again with every call.
+    fn skips_repeat(&mut self) -> bool {
+        let length = self.prepared.len();
+        if length == 0 {
+            return false;
+        }
+        if self.buffer.starts_with(&self.prepared) {
+            self.buffer.advance(length);
+            return true;
+        }
+        let mut came = [0; LONGEST_PREPARED];
+        let whole = self.buffer.is_empty()
+            && self.peek(&mut came[..length]) == Ok(length)
+            && came[..length] == self.prepared[..];
+        whole && recv(self.stream.as_raw_fd(), &mut came[..length], MsgFlags::MSG_DONTWAIT) == Ok(length)
+    }
+
+    /// What came and was not read yet.
+    fn peek(&self, into: &mut [u8]) -> Result<usize, Errno> {
+        recv(self.stream.as_raw_fd(), into, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
     }
 
     /// Whether a reply is owed: closing now would throw away what the runner is about to write.
@@ -121,6 +149,9 @@ impl Connection {
         answers: &mut A,
     ) -> Result<Bytes, CallError> {
         let reply = self.exchange(kind, write, answers).await;
+        if let (kind::PREPARE_CONF, Ok(payload)) = (kind, &reply) {
+            self.note_prepared(payload);
+        }
         self.progress = match &reply {
             Ok(_) | Err(CallError::Refused(_)) => Progress::Idle,
             Err(CallError::Closed | CallError::Io(_))
@@ -131,6 +162,16 @@ impl Connection {
             Err(_) => Progress::Failed,
         };
         reply
+    }
+
+    fn note_prepared(&mut self, payload: &[u8]) {
+        self.prepared.clear();
+        if let Some(header) = frame::header(kind::PREPARE_CONF, payload.len())
+            && HEADER + payload.len() <= LONGEST_PREPARED
+        {
+            self.prepared.extend_from_slice(&header);
+            self.prepared.extend_from_slice(payload);
+        }
     }
 
     async fn exchange<A: Answers>(

@@ -152,7 +152,7 @@ impl Pool {
     /// An idle connection of this thread that may be used.
     fn idle(&self, process: &Process) -> Option<Open> {
         loop {
-            let Idle { open, since } = self.shard(shard()).pop_back()?;
+            let Idle { mut open, since } = self.shard(shard()).pop_back()?;
             if !open.connection.is_quiet() {
                 // It ended, or something stray came: either way the process may be another one by now.
                 process.lost(open.connection.life);

@@ -89,6 +89,18 @@ fn what_comes_unasked_is_thrown_away() {
 }
 
 #[test]
+fn a_runner_that_answers_prepare_conf_twice_is_asked_once() {
+    let plugins = json!({"ext-plugin-pre-req": {"conf": [
+        {"name": "fault", "value": "prepare_twice"}, {"name": "echo", "value": ""},
+    ]}});
+    let fixture = Fixture::new(plugins);
+    for _ in 0..5 {
+        let told = fixture.get("/").expect(200).json();
+        assert_eq!(at(&told, "/confs"), 2, "the probe and this one");
+    }
+}
+
+#[test]
 fn a_reply_with_id_0_counts() {
     let fixture = Fixture::new(pre("fault", "no_id"));
     fixture.get("/").expect(200);
