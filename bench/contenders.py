@@ -188,6 +188,8 @@ class Portcullis:
             },
             "plugin_attr": {"prometheus": {"enable_export_server": False}},
         }
+        if "runner" in changes:
+            settings["ext-plugin"] = {"path_for_test": changes["runner"]}
         if "admin_port" in changes:
             settings["deployment"] = {
                 "role": "traditional",
@@ -212,10 +214,10 @@ class Portcullis:
     def run(self, name, home, config):
         return Process(name, [self.program, "run", "-c", config], self.cpus, home)
 
-    def start(self, name, resources, expect=None, access_log=False):
+    def start(self, name, resources, expect=None, **changes):
         """The gateway in file mode."""
         port = free_port()
-        home, config = self.settings(name, port=port, access_log=access_log)
+        home, config = self.settings(name, port=port, **changes)
         self.write_resources(home, resources)
         contender = Contender(self.run(name, home, config), port, expect)
         contender.home = home

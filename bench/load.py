@@ -31,7 +31,7 @@ def start(case, directory, pinned, build, upstream_port, gateway):
         return f"this build has no {', '.join(missing)}"
     resources = contenders.resources(upstream_port, case.routes, case.consumers, case.plugins, case.signed)
     name = "gateway-" + "".join(letter if letter.isalnum() else "-" for letter in case.name)
-    started = gateway.start(name, resources, case.expect, case.access_log)
+    started = gateway.start(name, resources, case.expect, access_log=case.access_log)
     started.signed = case.signed
     return started
 

@@ -40,8 +40,9 @@ class Process:
 
     started = []
 
-    def __init__(self, name, command, cpus, directory):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("APISIX_")}
+    def __init__(self, name, command, cpus, directory, environment=None):
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("APISIX_")}
+        environment = {**inherited, **(environment or {})}
         self.name, self.log = name, os.path.join(directory, f"{name}.log")
         with open(self.log, "wb") as log:
             self.child = subprocess.Popen(
@@ -52,9 +53,11 @@ class Process:
 
     def cpu_seconds(self):
         """User and system time of all its threads so far."""
-        with open(f"/proc/{self.pid}/stat") as stat:
-            fields = stat.read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return cpu_seconds(self.pid)
+
+    def family_cpu_seconds(self):
+        """The same with all its descendants."""
+        return sum(cpu_seconds(pid) for pid in family(self.pid))
 
     def rss_mb(self):
         with open(f"/proc/{self.pid}/status") as status:
@@ -79,6 +82,22 @@ class Process:
     def stop_all():
         for process in list(Process.started):
             process.stop()
+
+
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def family(pid):
+    """A process with all its descendants."""
+    found = [pid]
+    for one in found:
+        for task in os.listdir(f"/proc/{one}/task"):
+            with open(f"/proc/{one}/task/{task}/children") as children:
+                found += [int(child) for child in children.read().split()]
+    return found
 
 
 def get(port, path, headers=None, method="GET", body=None, timeout=5):
