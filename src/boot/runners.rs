@@ -7,6 +7,7 @@ use pingora::{server::ShutdownWatch, services::background::BackgroundService};
 
 use crate::{
     ext_plugin::{
+        breaker::Rules,
         runner::{Limits, Runner, Runners},
         supervisor::{self, Launch},
     },
@@ -26,12 +27,14 @@ const LONGEST: usize = 60;
 /// All of them.
 pub fn from(settings: &Settings) -> Runners {
     let one = |runner: types::Runner| {
-        let timeout = settings.ext_plugin.timeout;
+        let (timeout, breaker) = (settings.ext_plugin.timeout, settings.ext_plugin.circuit_breaker);
         let limits = Limits {
             connect: timeout.connect,
             call: timeout.call,
             queue: timeout.queue,
+            ready: timeout.ready,
             connections: runner.connections,
+            breaker: Rules { failures: breaker.failures, probe: breaker.probe },
         };
         Arc::new(match runner.cmd {
             Some(_) => Runner::managed(&runner.name, runner.processes, limits),

@@ -23,10 +23,10 @@ use serde_json::{Value, json};
 use super::shared::{ext_plugin, header as fields};
 use crate::{
     ext_plugin::{
+        call::{Answers, Caller},
         error::CallError,
         frame::MAX_PAYLOAD,
         message::{Entry, ResponseCall, ResponseChange},
-        runner::{Answers, Caller},
     },
     net::lossless,
     plugin::{

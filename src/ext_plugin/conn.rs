@@ -22,10 +22,10 @@ use tokio::{
 };
 
 use super::{
+    call::Answers,
     error::{CallError, REQUEST_BODY},
     frame::{self, HEADER, Read, kind},
     message::{self, Encoder, Question},
-    runner::Answers,
 };
 
 /// Room in the kernel for what was sent and not read yet, in bytes. There are runners that take what is there for a

@@ -1,12 +1,14 @@
 //! External plugins: programs of the user's own that take part in requests and responses, in any language.
 //!
 //! A *runner* is a process that holds such plugins and listens on a unix socket. The gateway makes calls to it
-//! ([`runner`]), one at a time on a connection ([`conn`]), in the frames ([`frame`]) and messages ([`message`]) that
+//! ([`call`]), one at a time on a connection ([`conn`]), in the frames ([`frame`]) and messages ([`message`]) that
 //! APISIX speaks with its runners. It knows nothing of HTTP exchanges: who calls says what to send and answers what
-//! the runner asks back ([`runner::Answers`]).
+//! the runner asks back ([`call::Answers`]).
 //!
 //! Invariant: a runner that hangs, dies or talks nonsense costs the calls it was given, never the gateway.
 
+pub mod breaker;
+pub mod call;
 pub mod conn;
 pub mod error;
 pub mod frame;
@@ -20,3 +22,4 @@ pub mod proto;
 pub mod runner;
 pub mod supervisor;
 pub mod token;
+pub mod watch;

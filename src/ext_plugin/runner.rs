@@ -1,72 +1,31 @@
-//! Runners and the calls that plugins make to them.
-//!
-//! A plugin makes a [`Caller`] when it is compiled, and calls [`Caller::request`] or [`Caller::response`]. Both say
-//! what passes through the runner's plugins and bring an [`Answers`], which is asked for what the runner wants to
-//! know besides: variables, the body of the request, the body of the response.
+//! Runners and their processes: which one is called next, and what is known of it.
 
 use std::{
-    future::Future,
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::{
-    error::{CallError, Code},
+    breaker::{Breaker, Rules},
+    call::Nothing,
+    error::CallError,
     frame::kind,
-    message::{self, Action, Encoder, RequestCall, ResponseCall, ResponseChange},
+    message,
     pool::{Lease, Pool},
-    token::{Conf, Known},
 };
-
-/// Tries of one call, all told, when its conf token is not known. APISIX: ext-plugin/init.lua `communicate`.
-const TOKEN_TRIES: u32 = 3;
 
 /// Failed starts after which calls no longer wait for a process to be ready.
 const STUMBLES: u32 = 3;
 
-/// Until the end of a process is noticed.
-const NOTICE: Duration = Duration::from_millis(50);
-
-/// Answers what a runner asks inside of a call.
-///
-/// `None` is: there is no such value. An error fails the call.
-pub trait Answers: Send {
-    /// A variable by its name without `$`.
-    fn var(&mut self, name: &str) -> impl Future<Output = Result<Option<Bytes>, CallError>> + Send;
-    /// The whole body of the request.
-    fn request_body(&mut self) -> impl Future<Output = Result<Option<Bytes>, CallError>> + Send;
-    /// The whole body of the upstream's response; in a request call there is none.
-    fn response_body(&mut self) -> impl Future<Output = Result<Option<Bytes>, CallError>> + Send;
-}
-
-/// A request that passes through a runner's plugins.
-pub trait Subject: Answers {
-    /// What is sent of it.
-    fn request(&self) -> RequestCall<'_>;
-}
-
-/// For calls in which a runner has nothing to ask.
-struct Nothing;
-
-impl Answers for Nothing {
-    async fn var(&mut self, _name: &str) -> Result<Option<Bytes>, CallError> {
-        Ok(None)
-    }
-    async fn request_body(&mut self) -> Result<Option<Bytes>, CallError> {
-        Ok(None)
-    }
-    async fn response_body(&mut self) -> Result<Option<Bytes>, CallError> {
-        Ok(None)
-    }
-}
+/// The key of a PrepareConf that only asks whether a process is there.
+pub const PROBE_KEY: &str = "portcullis#probe";
 
 /// Times and numbers of a runner.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -77,8 +36,12 @@ pub struct Limits {
     pub call: Duration,
     /// Until a connection becomes free.
     pub queue: Duration,
+    /// Until a process that is being started is ready.
+    pub ready: Duration,
     /// Connections to one process.
     pub connections: usize,
+    /// When its circuit breaker opens.
+    pub breaker: Rules,
 }
 
 impl Default for Limits {
@@ -88,7 +51,9 @@ impl Default for Limits {
             connect: Duration::from_secs(1),
             call: Duration::from_secs(60),
             queue: Duration::from_secs(5),
+            ready: Duration::from_secs(30),
             connections: 256,
+            breaker: Rules { failures: 5, probe: Duration::from_millis(250) },
         }
     }
 }
@@ -105,6 +70,10 @@ pub struct Runner {
     managed: bool,
     /// Starts that failed since the last one that did not.
     stumbles: AtomicU32,
+    /// When there was no process any more, in milliseconds since `started`.
+    down: AtomicU64,
+    /// When each process is started again, likewise; 0: it runs or is being started.
+    pauses: Box<[AtomicU64]>,
     changed: Notify,
     started: Instant,
 }
@@ -128,6 +97,11 @@ pub struct Process {
     flavour: AtomicU8,
     in_flight: AtomicUsize,
     pool: Pool,
+    breaker: Breaker,
+    watched: AtomicBool,
+    born: Instant,
+    /// Nobody listens on its socket any more.
+    deserted: Notify,
     /// Its process group; 0 when somebody else started it.
     group: i32,
 }
@@ -144,6 +118,10 @@ impl Process {
             flavour: AtomicU8::new(Flavour::Unknown as u8),
             in_flight: AtomicUsize::new(0),
             pool: Pool::new(path, limits),
+            breaker: Breaker::new(limits.breaker),
+            watched: AtomicBool::new(false),
+            born: Instant::now(),
+            deserted: Notify::new(),
             group: 0,
         }
     }
@@ -161,6 +139,31 @@ impl Process {
     /// The runner's name.
     pub fn runner(&self) -> &str {
         &self.runner
+    }
+
+    /// Its place among the runner's processes.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Its circuit breaker.
+    pub fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// Notes whether somebody waits for its breaker to close; `false` when it was like that before.
+    pub(super) fn watched(&self, watched: bool) -> bool {
+        self.watched.swap(watched, Relaxed) != watched
+    }
+
+    /// Milliseconds on the clock of its breaker.
+    pub fn now(&self) -> u64 {
+        millis(self.born.elapsed())
+    }
+
+    /// Resolves when nobody listens on its socket any more.
+    pub async fn deserted(&self) {
+        self.deserted.notified().await;
     }
 
     /// The number of its present life.
@@ -191,17 +194,23 @@ impl Process {
     /// # Errors
     /// It is not ready.
     pub async fn probe(&self) -> Result<(), CallError> {
-        let token = self.prepare(&[], "portcullis#probe").await?;
+        let token = self.prepare(&[], PROBE_KEY).await?;
         let flavour = if token == 0 { Flavour::OfficialPython } else { Flavour::Other };
         self.flavour.store(flavour as u8, Relaxed);
         Ok(())
     }
 
-    fn is_official_python(&self) -> bool {
+    /// Whether it is not known what program it is.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.flavour.load(Relaxed) == Flavour::Unknown as u8
+    }
+
+    pub(super) fn is_official_python(&self) -> bool {
         self.flavour.load(Relaxed) == Flavour::OfficialPython as u8
     }
 
-    async fn prepare(&self, entries: &[(String, String)], key: &str) -> Result<u32, CallError> {
+    /// Makes a configuration known; gives its token.
+    pub(super) async fn prepare(&self, entries: &[(String, String)], key: &str) -> Result<u32, CallError> {
         let mut lease = self.pool.lease(self, kind::PREPARE_CONF).await?;
         let connection = lease.connection();
         let reply = connection
@@ -212,7 +221,8 @@ impl Process {
         Ok(token)
     }
 
-    fn note(&self, error: &CallError, lease: &mut Lease<'_>) {
+    /// Notes what an error tells of the process.
+    pub(super) fn note(&self, error: &CallError, lease: &mut Lease<'_>) {
         if matches!(error, CallError::Closed | CallError::Cut | CallError::Io(_)) {
             self.lost(lease.connection().life);
         }
@@ -239,6 +249,8 @@ impl Runner {
             ready: ArcSwap::from_pointee(ready),
             managed: false,
             stumbles: AtomicU32::new(0),
+            down: AtomicU64::new(0),
+            pauses: (0..processes).map(|_| AtomicU64::new(0)).collect(),
             changed: Notify::new(),
             started: Instant::now(),
         }
@@ -254,16 +266,45 @@ impl Runner {
         self.processes
     }
 
+    /// Its times and numbers.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Whether the gateway starts its processes.
+    pub fn is_managed(&self) -> bool {
+        self.managed
+    }
+
+    /// The clock of its tokens.
+    pub fn clock(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// From now on calls go to this process in its place, or to none.
     pub fn install(&self, index: usize, process: Option<Arc<Process>>) {
-        self.ready.rcu(|ready| {
-            let mut next: Vec<_> = ready.iter().filter(|other| other.index != index).cloned().collect();
-            next.extend(process.clone());
-            next
-        });
+        self.pauses[index].store(0, Relaxed);
+        self.replace(|other| other.index != index, process.as_ref());
         if process.is_some() {
             self.stumbles.store(0, Relaxed);
             self.changed.notify_waiters();
+        }
+    }
+
+    /// Nobody listens on the socket of this process: it has just ended, or will never be of use again.
+    pub fn lose(&self, process: &Arc<Process>) {
+        self.replace(|other| !Arc::ptr_eq(other, process), None);
+        process.deserted.notify_one();
+    }
+
+    fn replace(&self, stays: impl Fn(&Arc<Process>) -> bool, new: Option<&Arc<Process>>) {
+        let before = self.ready.rcu(|ready| {
+            let mut next: Vec<_> = ready.iter().filter(|other| stays(other)).cloned().collect();
+            next.extend(new.cloned());
+            next
+        });
+        if !before.is_empty() && self.ready.load().is_empty() {
+            self.down.store(millis(self.clock()), Relaxed);
         }
     }
 
@@ -272,265 +313,90 @@ impl Runner {
         self.stumbles.fetch_add(1, Relaxed);
     }
 
-    /// The process for the next call; while the runner is being started, that is waited for.
-    async fn pick(&self, avoid: Option<usize>) -> Result<Arc<Process>, CallError> {
-        if let Some(process) = self.least_busy(avoid) {
-            return Ok(process);
-        }
-        let hopeless = self.stumbles.load(Relaxed) >= STUMBLES;
-        if !self.managed || hopeless {
-            return Err(CallError::NotReady(self.name.clone()));
-        }
-        let ready = async {
-            loop {
-                let changed = self.changed.notified();
-                if let Some(process) = self.least_busy(avoid) {
-                    return process;
-                }
-                changed.await;
-            }
-        };
-        let ready = tokio::time::timeout(self.limits.queue, ready).await;
-        ready.map_err(|_| CallError::NotReady(self.name.clone()))
+    /// A process is started again after a pause, and not before.
+    pub fn pauses(&self, index: usize, pause: Duration) {
+        self.pauses[index].store(millis(self.clock() + pause), Relaxed);
+        // Those who wait may have hoped for less.
+        self.changed.notify_waiters();
     }
 
-    /// The process with the fewest calls, and not `avoid` if there is another one.
-    fn least_busy(&self, avoid: Option<usize>) -> Option<Arc<Process>> {
+    /// A process is being started.
+    pub fn starts(&self, index: usize) {
+        self.pauses[index].store(0, Relaxed);
+    }
+
+    /// Since when no process is ready.
+    pub(super) fn down_since(&self) -> tokio::time::Instant {
+        (self.started + Duration::from_millis(self.down.load(Relaxed))).into()
+    }
+
+    /// Until when a process may take to be ready, from now on.
+    pub(super) fn patience(&self) -> tokio::time::Instant {
+        tokio::time::Instant::now() + self.limits.ready
+    }
+
+    /// The process for the next call: the one with the fewest calls, and not `avoid` if there is another one. None: none
+    /// is ready.
+    ///
+    /// # Errors
+    /// The circuit breakers of all of them are open.
+    pub(super) fn choose(&self, avoid: Option<usize>) -> Result<Option<Arc<Process>>, CallError> {
         let ready = self.ready.load();
         let busy = |process: &&Arc<Process>| (avoid == Some(process.index), process.in_flight());
         let first = if ready.len() > 1 { fastrand::usize(..ready.len()) } else { 0 };
         let (after, before) = (ready.iter().skip(first), ready.iter().take(first));
-        after.chain(before).min_by_key(busy).cloned()
-    }
-}
-
-/// The calls of one plugin configuration to its runner.
-pub struct Caller {
-    runner: Option<Arc<Runner>>,
-    conf: Conf,
-    limit: Duration,
-}
-
-/// A kind of call.
-trait Call<A> {
-    /// The type of its frames.
-    const KIND: u8;
-    /// What its reply says.
-    type Reply;
-    /// Writes the payload.
-    fn write<'e>(
-        &self,
-        subject: &A,
-        encoder: &'e mut Encoder,
-        id: u32,
-        token: u32,
-    ) -> Result<&'e [u8], CallError>;
-    /// Reads id and content of the reply.
-    fn read(payload: &Bytes) -> Result<(u32, Self::Reply), CallError>;
-    /// Whether a reply says nothing at all.
-    fn is_empty(reply: &Self::Reply) -> bool;
-}
-
-struct ForRequest;
-
-impl<A: Subject> Call<A> for ForRequest {
-    const KIND: u8 = kind::HTTP_REQ_CALL;
-    type Reply = Action;
-
-    fn write<'e>(
-        &self,
-        subject: &A,
-        encoder: &'e mut Encoder,
-        id: u32,
-        token: u32,
-    ) -> Result<&'e [u8], CallError> {
-        encoder.request(&subject.request(), id, token)
-    }
-
-    fn read(payload: &Bytes) -> Result<(u32, Action), CallError> {
-        message::read_request_reply(payload)
-    }
-
-    fn is_empty(reply: &Action) -> bool {
-        *reply == Action::None
-    }
-}
-
-struct ForResponse<'a>(&'a ResponseCall<'a>);
-
-impl<A> Call<A> for ForResponse<'_> {
-    const KIND: u8 = kind::HTTP_RESP_CALL;
-    type Reply = ResponseChange;
-
-    fn write<'e>(
-        &self,
-        _subject: &A,
-        encoder: &'e mut Encoder,
-        id: u32,
-        token: u32,
-    ) -> Result<&'e [u8], CallError> {
-        Ok(encoder.response(self.0, id, token))
-    }
-
-    fn read(payload: &Bytes) -> Result<(u32, ResponseChange), CallError> {
-        message::read_response_reply(payload)
-    }
-
-    fn is_empty(reply: &ResponseChange) -> bool {
-        *reply == ResponseChange::default()
-    }
-}
-
-/// A try that failed, and what is known of the process it failed at.
-struct Failed {
-    error: CallError,
-    life: u32,
-    /// Whether it may be made again although something may have been sent.
-    stale: bool,
-}
-
-impl Caller {
-    /// `origin` is the resource that carries the configuration, as in APISIX's keys: `route#1`. `entries` are the
-    /// runner's plugins and their configurations. `limit` replaces the runner's own for a whole call.
-    pub fn new(
-        runner: Option<Arc<Runner>>,
-        origin: &str,
-        plugin: &str,
-        entries: Vec<(String, String)>,
-        limit: Option<Duration>,
-    ) -> Self {
-        let processes = runner.as_ref().map_or(1, |runner| runner.processes);
-        let limit = limit.or(runner.as_ref().map(|runner| runner.limits.call)).unwrap_or_default();
-        Self { runner, conf: Conf::new(origin, plugin, entries, processes), limit }
-    }
-
-    /// Lets a request pass through the runner's plugins.
-    ///
-    /// # Errors
-    /// See [`CallError`]; [`CallError::status`] is what the client is told.
-    pub async fn request<S: Subject>(&self, subject: &mut S) -> Result<Action, CallError> {
-        self.timed(ForRequest, subject).await
-    }
-
-    /// Lets a response pass through the runner's plugins. They see no more of the request than they ask for.
-    ///
-    /// # Errors
-    /// As [`Caller::request`].
-    pub async fn response<A: Answers>(
-        &self,
-        call: &ResponseCall<'_>,
-        answers: &mut A,
-    ) -> Result<ResponseChange, CallError> {
-        self.timed(ForResponse(call), answers).await
-    }
-
-    async fn timed<A: Answers, C: Call<A>>(&self, call: C, answers: &mut A) -> Result<C::Reply, CallError> {
-        let runner = self.runner.as_deref().ok_or(CallError::NoRunner)?;
-        match tokio::time::timeout(self.limit, self.tries(runner, &call, answers)).await {
-            Ok(reply) => reply,
-            Err(_) => Err(CallError::Timeout(self.limit)),
+        let closed = after.chain(before).filter(|process| process.breaker.is_closed());
+        if let Some(process) = closed.min_by_key(busy) {
+            return Ok(Some(process.clone()));
+        }
+        let trial = ready.iter().find(|process| process.breaker.lets_one_through(process.now()));
+        match trial {
+            Some(process) => Ok(Some(process.clone())),
+            None if ready.is_empty() => Ok(None),
+            None => Err(CallError::Broken(self.name.clone())),
         }
     }
 
-    /// Tries until there is a reply or an error that no further try may change.
-    async fn tries<A: Answers, C: Call<A>>(
+    /// The process for the next call, as soon as one is ready.
+    ///
+    /// # Errors
+    /// Until then none is, or there is no hope that one will be.
+    pub(super) async fn await_ready(
         &self,
-        runner: &Runner,
-        call: &C,
-        answers: &mut A,
-    ) -> Result<C::Reply, CallError> {
-        let (mut unknown_tokens, mut elsewhere, mut avoid) = (0, false, None);
+        avoid: Option<usize>,
+        until: tokio::time::Instant,
+    ) -> Result<Arc<Process>, CallError> {
         loop {
-            let process = runner.pick(avoid).await?;
-            let _counted = InFlight::new(&process);
-            let failed = match self.once(runner, &process, call, answers).await {
-                Ok(reply) => return Ok(reply),
-                Err(failed) => failed,
-            };
-            if matches!(failed.error, CallError::Connect { .. }) {
-                process.lost(failed.life);
+            let changed = self.changed.notified();
+            if let Some(process) = self.choose(avoid)? {
+                return Ok(process);
             }
-            match failed.error {
-                CallError::Refused(Code::TokenNotFound) if unknown_tokens + 1 < TOKEN_TRIES => {
-                    unknown_tokens += 1;
-                }
-                // Nothing was sent, or nobody has read it.
-                CallError::Connect { .. } if !elsewhere && runner.managed => {
-                    elsewhere = true;
-                    if runner.processes == 1 {
-                        // It has just ended; until that is noticed it seems to be ready.
-                        tokio::time::sleep(NOTICE).await;
-                    }
-                }
-                _ if failed.stale && !elsewhere => elsewhere = true,
-                error => return Err(error),
+            let not_ready = || CallError::NotReady(self.name.clone());
+            if !self.managed || self.is_hopeless(until) {
+                return Err(not_ready());
             }
-            avoid = elsewhere.then_some(process.index);
+            tokio::time::timeout_at(until, changed).await.map_err(|_| not_ready())?;
         }
     }
 
-    async fn once<A: Answers, C: Call<A>>(
-        &self,
-        runner: &Runner,
-        process: &Process,
-        call: &C,
-        answers: &mut A,
-    ) -> Result<C::Reply, Failed> {
-        let life = process.life();
-        let failed = |error| Failed { error, life, stale: false };
-        let token = self.token(runner, process).await.map_err(failed)?;
-        let mut lease = process.pool.lease(process, C::KIND).await.map_err(failed)?;
-        let id = next_id();
-        let connection = lease.connection();
-        let reply = connection
-            .call(C::KIND, |encoder, subject| call.write(subject, encoder, id, token), answers)
-            .await;
-        let payload = match reply {
-            Ok(payload) => payload,
-            Err(error) => {
-                let stale = lease.connection().was_stale();
-                process.note(&error, &mut lease);
-                if matches!(error, CallError::Refused(Code::TokenNotFound)) {
-                    self.conf.forget(process.index, life, token);
-                }
-                return Err(Failed { error, life, stale });
-            }
-        };
-        let (got, reply) = C::read(&payload).map_err(failed)?;
-        if got != id && got != 0 {
-            return Err(failed(CallError::OtherCall { got, asked: id }));
-        }
-        if got == 0 && C::is_empty(&reply) && process.is_official_python() {
-            return Err(failed(CallError::Refused(Code::BadRequest)));
-        }
-        lease.give_back();
-        Ok(reply)
+    /// Whether no process will be ready by then.
+    fn is_hopeless(&self, until: tokio::time::Instant) -> bool {
+        let until = millis(until.into_std().saturating_duration_since(self.started));
+        self.stumbles.load(Relaxed) >= STUMBLES || self.pauses.iter().all(|pause| pause.load(Relaxed) > until)
     }
+}
 
-    /// The conf token of a process, fetched when there is none.
-    async fn token(&self, runner: &Runner, process: &Process) -> Result<u32, CallError> {
-        let (life, now) = (process.life(), runner.started.elapsed());
-        let ticket = match self.conf.token(process.index, life, now).await {
-            Known::Token(token) => return Ok(token),
-            Known::Fetch(ticket) => ticket,
-        };
-        if process.flavour.load(Relaxed) == Flavour::Unknown as u8 {
-            process.probe().await?;
-        }
-        let token = process.prepare(&self.conf.entries, &self.conf.next_key()).await?;
-        if token == 0 && process.is_official_python() {
-            return Err(CallError::Refused(Code::BadRequest));
-        }
-        ticket.fetched(life, token, now);
-        Ok(token)
-    }
+/// Milliseconds, as far as they can be counted.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A call that is under way at a process.
-struct InFlight<'a>(&'a AtomicUsize);
+pub struct InFlight<'a>(&'a AtomicUsize);
 
 impl<'a> InFlight<'a> {
-    fn new(process: &'a Process) -> Self {
+    /// Counts it until it is dropped.
+    pub fn new(process: &'a Process) -> Self {
         process.in_flight.fetch_add(1, Relaxed);
         Self(&process.in_flight)
     }
@@ -539,17 +405,6 @@ impl<'a> InFlight<'a> {
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-/// The number of the next call. Never 0: the official Python runner takes that for a failure of its own.
-fn next_id() -> u32 {
-    static NEXT: AtomicU32 = AtomicU32::new(1);
-    loop {
-        let id = NEXT.fetch_add(1, Relaxed);
-        if id != 0 {
-            return id;
-        }
     }
 }
 

@@ -47,11 +47,23 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The first pause before a process that ended is started again; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// The longest pause.
+/// The longest pause, when it does not start at all.
 const LAST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The longest one when it did: it serves for a while, and that is better than nothing.
+const LAST_PAUSE_OF_READY: Duration = Duration::from_secs(1);
 
 /// A process that was ready for so long is taken to be well: the pause is the first one again.
 const WELL: Duration = Duration::from_secs(10);
+
+/// How long a process that is replaced may take to answer its last calls.
+const LAST_CALL: Duration = Duration::from_secs(60);
+
+/// Until a process that was told to end is taken to have ended; its guard is faster.
+const STOP: Duration = Duration::from_secs(5);
+
+/// Until a process whose socket is gone is taken to be alive.
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// Between two looks at the files that are watched.
 const WATCH: Duration = Duration::from_secs(1);
@@ -126,7 +138,7 @@ async fn newest(paths: &[PathBuf]) -> (usize, Option<SystemTime>) {
 struct Running {
     child: Child,
     /// Its end stops the process.
-    _leash: UnixStream,
+    leash: UnixStream,
     process: Arc<Process>,
     since: Instant,
 }
@@ -137,6 +149,7 @@ async fn keep(runner: Arc<Runner>, launch: Arc<Launch>, index: usize, mut change
     let mut running: Option<Running> = None;
     loop {
         let Some(now) = &mut running else {
+            runner.starts(index);
             match start(&runner, &launch, index).await {
                 Ok(ready) => {
                     runner.install(index, Some(ready.process.clone()));
@@ -145,37 +158,51 @@ async fn keep(runner: Arc<Runner>, launch: Arc<Launch>, index: usize, mut change
                 Err(e) => {
                     tracing::error!(runner = runner.name(), process = index, error = %e, "the runner does not start");
                     runner.stumbled();
-                    sleep(pause).await;
+                    rest(&runner, index, pause).await;
                     pause = (pause * 2).min(LAST_PAUSE);
                 }
             }
             continue;
         };
-        tokio::select! {
-            status = now.child.wait() => {
-                runner.install(index, None);
-                end_group(&now.child, now.process.group());
-                let lived = now.since.elapsed();
-                let status = status.map_or_else(|e| e.to_string(), |status| status.to_string());
-                tracing::warn!(runner = runner.name(), process = index, status, ?lived, "the runner ended");
-                running = None;
-                if lived >= WELL {
-                    pause = FIRST_PAUSE;
-                }
-                sleep(pause).await;
-                pause = (pause * 2).min(LAST_PAUSE);
+        let status = tokio::select! {
+            status = now.child.wait() => Some(status),
+            // It may have just ended, too.
+            () = now.process.deserted() => timeout(NOTICE, now.child.wait()).await.ok(),
+            _ = changed.changed() => {
+                running = replace(&runner, &launch, index, running.take()).await;
+                continue;
             }
-            _ = changed.changed() => running = replace(&runner, &launch, index, running.take()).await,
+        };
+        runner.install(index, None);
+        let status = match status {
+            Some(status) => status.map_or_else(|e| e.to_string(), |status| status.to_string()),
+            None => "alive, but nobody listens".to_owned(),
+        };
+        let lived = now.since.elapsed();
+        tracing::warn!(runner = runner.name(), process = index, status, ?lived, "the runner ended");
+        if let Some(ended) = running.take() {
+            stop(ended).await;
         }
+        pause = if lived >= WELL { FIRST_PAUSE } else { pause.min(LAST_PAUSE_OF_READY) };
+        rest(&runner, index, pause).await;
+        pause *= 2;
     }
+}
+
+/// Waits before the next start.
+async fn rest(runner: &Runner, index: usize, pause: Duration) {
+    runner.pauses(index, pause);
+    sleep(pause).await;
 }
 
 /// Puts a new process in the place of one that runs well.
 async fn replace(runner: &Runner, launch: &Launch, index: usize, old: Option<Running>) -> Option<Running> {
-    // Two cannot listen on one socket.
+    // Two cannot listen on one socket: calls wait until the new one does.
     if launch.socket.is_some() {
         runner.install(index, None);
-        drop(old);
+        if let Some(old) = old {
+            retire(old).await;
+        }
         return None;
     }
     match start(runner, launch, index).await {
@@ -194,16 +221,26 @@ async fn replace(runner: &Runner, launch: &Launch, index: usize, old: Option<Run
 }
 
 /// Ends a process when its last call has ended.
-async fn retire(mut old: Running) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while old.process.in_flight() > 0 && Instant::now() < until {
+async fn retire(old: Running) {
+    let until = Instant::now() + LAST_CALL;
+    loop {
+        // First, because a call may have chosen it at this very moment.
         sleep(LOOK).await;
+        if old.process.in_flight() == 0 || Instant::now() > until {
+            break;
+        }
     }
+    let socket = old.process.pool().path().to_owned();
+    stop(old).await;
+    let _ = std::fs::remove_file(socket);
+}
+
+/// Ends a process, if it has not ended by itself, and what it has started.
+async fn stop(mut old: Running) {
     let group = old.process.group();
-    drop(old._leash);
-    let _ = timeout(Duration::from_secs(5), old.child.wait()).await;
+    drop(old.leash);
+    let _ = timeout(STOP, old.child.wait()).await;
     end_group(&old.child, group);
-    let _ = std::fs::remove_file(old.process.pool().path());
 }
 
 /// Ends what is left of a process group whose leader has ended.
@@ -247,7 +284,7 @@ async fn start(runner: &Runner, launch: &Launch, index: usize) -> io::Result<Run
         if matches!(timeout(PROBE, process.probe()).await, Ok(Ok(()))) {
             tracing::info!(runner = runner.name(), process = index, pid, "the runner is ready");
             let since = Instant::now();
-            return Ok(Running { child, _leash: leash.into_inner(), process, since });
+            return Ok(Running { child, leash: leash.into_inner(), process, since });
         }
         if let Some(status) = child.try_wait()? {
             end_group(&child, group);

@@ -431,6 +431,18 @@ pub struct ExtPlugin {
     pub(super) connections: usize,
     /// Of calls to runners.
     pub timeout: ExtPluginTimeout,
+    /// Of each process.
+    pub circuit_breaker: ExtPluginBreaker,
+}
+
+/// The section `ext-plugin.circuit_breaker`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct ExtPluginBreaker {
+    /// Calls in a row that do not reach the process until it opens; 0: it never does.
+    pub failures: u32,
+    /// Between two questions whether the process is back.
+    #[serde(deserialize_with = "millis")]
+    pub probe: Duration,
 }
 
 /// The section `ext-plugin.timeout`.
@@ -445,6 +457,9 @@ pub struct ExtPluginTimeout {
     /// Until a connection becomes free.
     #[serde(deserialize_with = "millis")]
     pub queue: Duration,
+    /// Until a runner that is being started is ready.
+    #[serde(deserialize_with = "millis")]
+    pub ready: Duration,
 }
 
 /// A runner of external plugins.

@@ -3,6 +3,7 @@
 mod calls;
 mod faults;
 mod languages;
+mod outages;
 mod responses;
 mod supervised;
 

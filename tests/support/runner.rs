@@ -28,6 +28,24 @@ pub fn conf(name: &str, value: impl Into<Value>) -> Value {
     json!({"conf": [{"name": name, "value": text}]})
 }
 
+/// The processes of the runners that a gateway has started, whatever program they run: each is its guard's child.
+pub fn started_by(gateway: u32) -> Vec<i32> {
+    let parent_of = |pid: i32| -> Option<i32> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name before may have spaces and parentheses.
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        let alive = fields.next()? != "Z";
+        fields.next()?.parse().ok().filter(|_| alive)
+    };
+    let all = fs::read_dir("/proc").expect("there are processes").flatten();
+    let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    all.filter(|pid| {
+        let grandparent = parent_of(*pid).and_then(parent_of);
+        grandparent.is_some_and(|grandparent| u32::try_from(grandparent) == Ok(gateway))
+    })
+    .collect()
+}
+
 /// A runner that somebody else than the gateway started.
 pub struct Runner {
     home: TempDir,
@@ -61,6 +79,12 @@ impl Runner {
             let _ = child.wait();
         }
         let _ = fs::remove_file(self.socket());
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> i32 {
+        let child = self.child.as_ref().expect("it runs");
+        i32::try_from(child.id()).expect("process numbers are small")
     }
 
     /// Starts it after [`Runner::kill`].

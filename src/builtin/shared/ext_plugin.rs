@@ -19,9 +19,10 @@ use serde_json::{Value, json};
 
 use crate::{
     ext_plugin::{
+        call::{Answers, Caller, Subject, Terms},
         error::CallError,
         message::{Action, Entry, RequestCall, Rewrite, Stop},
-        runner::{Answers, Caller, Runner, Runners, Subject},
+        runner::{Runner, Runners},
     },
     net::{
         args,
@@ -124,8 +125,9 @@ pub fn caller(config: &Config, plugin: &str, env: &BuildEnv<'_>) -> Result<Calle
         },
     };
     let entries = config.conf.iter().map(|entry| (entry.name.clone(), entry.value.clone())).collect();
-    let limit = config.timeout_ms.map(Duration::from_millis);
-    Ok(Caller::new(runner, &env.origin.to_string(), plugin, entries, limit))
+    let terms =
+        Terms { limit: config.timeout_ms.map(Duration::from_millis), optional: config.allow_degradation };
+    Ok(Caller::new(runner, &env.origin.to_string(), plugin, entries, terms))
 }
 
 /// What a failed call means for the client: nothing when the configuration allows for it.

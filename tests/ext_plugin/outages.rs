@@ -1,0 +1,334 @@
+//! Runners that are away for a while: what that costs, and how soon they are back.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{sys::signal::Signal, unistd::Pid};
+use serde_json::{Value, json};
+
+use super::Fixture;
+use crate::support::{
+    client::{Connection, Response},
+    eventually,
+    gateway::{Gateway, Setup},
+    runner::{conf, program, started_by},
+    upstream::Upstream,
+};
+
+fn pre(name: &str, value: impl Into<Value>) -> Value {
+    json!({"ext-plugin-pre-req": conf(name, value)})
+}
+
+fn degradable(mut plugins: Value) -> Value {
+    plugins["ext-plugin-pre-req"]["allow_degradation"] = true.into();
+    plugins
+}
+
+/// A gateway that starts its runner, and two routes to it: `/must` fails without the runner, `/may` goes on.
+fn managed(runner: Value, change: impl FnOnce(Setup) -> Setup) -> (Gateway, Upstream) {
+    let upstream = Upstream::with(|_, wire| wire.answer(200, &[], b"upstream"));
+    let through = pre("rewrite", json!({"resp_headers": [["x-through", "yes"]]}));
+    let route = |id: &str, plugins: Value| json!({"id": id, "uri": format!("/{id}"), "plugins": plugins, "upstream": upstream.resource()});
+    let routes = json!({"routes": [route("must", through.clone()), route("may", degradable(through))]});
+    let setup = Setup::file(routes).set("ext-plugin.runners", json!({"stub": runner}));
+    (change(setup).start(), upstream)
+}
+
+fn command() -> Value {
+    json!([program().display().to_string()])
+}
+
+/// A command that does not listen at once.
+fn slow(seconds: &str) -> Value {
+    json!(["sh", "-c", format!("sleep {seconds}; exec {}", program().display())])
+}
+
+fn signal(pid: i32, signal: Signal) {
+    // It may have ended by itself.
+    let _ = nix::sys::signal::kill(Pid::from_raw(pid), signal);
+}
+
+/// A 503 of the gateway, whole and as every other.
+#[track_caller]
+fn clean(answer: Response) {
+    let answer = answer.expect(503).expect_in_body("503 Service Temporarily Unavailable");
+    assert_eq!(answer.all("content-type"), ["text/html; charset=utf-8"]);
+}
+
+/// Requests without end while something happens to the runner.
+struct Load {
+    answered: AtomicUsize,
+    refused: AtomicUsize,
+    /// Answers that did not pass through the runner.
+    without: AtomicUsize,
+}
+
+/// Asks for `target` with so many clients for as long as `happens` takes. Whatever is answered is 200 or a clean 503.
+fn under_load(gateway: &Gateway, target: &str, clients: usize, happens: impl FnOnce()) -> Load {
+    let load =
+        Load { answered: AtomicUsize::new(0), refused: AtomicUsize::new(0), without: AtomicUsize::new(0) };
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let clients = (0..clients).map(|_| {
+            scope.spawn(|| {
+                let request = gateway.request("GET", target);
+                let mut client = Connection::open(gateway.ports.http);
+                while !over.load(Relaxed) {
+                    let answer = client.exchange(&request);
+                    if answer.status == 503 {
+                        clean(answer);
+                        load.refused.fetch_add(1, Relaxed);
+                    } else {
+                        let through = answer.header("x-through").is_some();
+                        answer.expect(200).expect_body("upstream");
+                        load.without.fetch_add(usize::from(!through), Relaxed);
+                    }
+                    load.answered.fetch_add(1, Relaxed);
+                }
+            })
+        });
+        let clients: Vec<_> = clients.collect();
+        happens();
+        over.store(true, Relaxed);
+        clients.into_iter().for_each(|client| client.join().expect("all answers are right"));
+    });
+    load
+}
+
+#[test]
+fn a_runner_that_hangs_costs_few_calls() {
+    let limit = Duration::from_millis(300);
+    let fixture = Fixture::with(pre("nothing", ""), |setup| setup.set("ext-plugin.timeout.call", "300ms"));
+    fixture.get("/").expect(200);
+    signal(fixture.runner.pid(), Signal::SIGSTOP);
+    let begun = Instant::now();
+    for _ in 0..5 {
+        clean(fixture.get("/"));
+    }
+    assert!(begun.elapsed() >= limit * 5, "each of these was waited for");
+    assert!(fixture.gateway.stderr().contains("circuit breaker opens"));
+    let times = (0..20).map(|_| {
+        let begun = Instant::now();
+        clean(fixture.get("/"));
+        begun.elapsed()
+    });
+    let longest = times.max().unwrap();
+    let last = Instant::now();
+    clean(fixture.get("/"));
+    assert!(last.elapsed() < limit || longest < limit, "no call is made: {longest:?}");
+    signal(fixture.runner.pid(), Signal::SIGCONT);
+    eventually("the runner is asked again", || fixture.get("/").status == 200);
+    fixture.get("/").expect(200);
+}
+
+#[test]
+fn a_runner_that_answers_only_half_of_what_it_should_is_tried_again() {
+    // It knows configurations, but its plugin hangs until the calls are over.
+    let plugins =
+        json!({"ext-plugin-pre-req": {"conf": [{"name": "fault", "value": "hang"}], "timeout_ms": 100}});
+    let fixture = Fixture::new(plugins);
+    for _ in 0..5 {
+        clean(fixture.get("/"));
+    }
+    let refused = "its circuit breaker is open";
+    eventually("calls are no longer made", || {
+        clean(fixture.get("/"));
+        fixture.gateway.stderr().contains(refused)
+    });
+    let route = json!({"id": "1", "uri": "/*", "plugins": pre("nothing", ""), "upstream": fixture.upstream.resource()});
+    fixture.gateway.rewrite(json!({"routes": [route]}));
+    eventually("a call that goes well closes the breaker", || fixture.get("/").status == 200);
+    fixture.get("/").expect(200);
+}
+
+#[test]
+fn failures_of_plugins_open_nothing() {
+    for fault in ["error:0", "error:1", "close", "garbage"] {
+        let fixture = Fixture::new(json!({}));
+        let route = |id: &str, plugins: Value| json!({"id": id, "uri": format!("/{id}"), "plugins": plugins, "upstream": fixture.upstream.resource()});
+        let routes =
+            json!({"routes": [route("bad", pre("fault", fault)), route("good", pre("nothing", ""))]});
+        fixture.gateway.rewrite(routes);
+        eventually("the routes are there", || fixture.get("/bad").status == 503);
+        for _ in 0..10 {
+            clean(fixture.get("/bad"));
+        }
+        // One that closes connections is asked whether it is there, which it is.
+        eventually("other plugins are called", || fixture.get("/good").status == 200);
+    }
+}
+
+#[test]
+fn the_breaker_can_be_switched_off() {
+    let off = |setup: Setup| {
+        setup.set("ext-plugin.circuit_breaker.failures", 0).set("ext-plugin.timeout.call", "50ms")
+    };
+    let fixture = Fixture::with(pre("fault", "hang"), off);
+    for _ in 0..12 {
+        clean(fixture.get("/"));
+    }
+    assert!(!fixture.gateway.stderr().contains("circuit breaker"));
+}
+
+#[test]
+fn a_runner_that_starts_is_waited_for() {
+    let (gateway, _upstream) = managed(json!({"cmd": slow("2")}), |setup| setup);
+    let begun = Instant::now();
+    gateway.get("/may").expect(200).expect_header("x-through", "");
+    let waited = begun.elapsed();
+    gateway.get("/must").expect(200).expect_header("x-through", "yes");
+    assert!(waited < begun.elapsed(), "the one that may go without the runner did not wait for it");
+    gateway.get("/may").expect(200).expect_header("x-through", "yes");
+}
+
+#[test]
+fn nobody_waits_for_a_runner_that_does_not_start() {
+    let (gateway, _upstream) = managed(json!({"cmd": ["false"]}), |setup| setup);
+    eventually("it has failed a few times", || {
+        gateway.stderr().matches("the runner does not start").count() > 2
+    });
+    let begun = Instant::now();
+    clean(gateway.get("/must"));
+    gateway.get("/may").expect(200);
+    assert!(begun.elapsed() < Duration::from_secs(10), "not as long as for one that starts");
+}
+
+#[test]
+fn a_process_that_no_longer_listens_is_replaced() {
+    let socket = |gateway: &Gateway| {
+        let all = std::fs::read_dir(gateway.path("data")).expect("a directory").flatten();
+        all.map(|entry| entry.path()).find(|path| path.extension().is_some_and(|ext| ext == "sock"))
+    };
+    let (gateway, _upstream) = managed(json!({"cmd": command(), "connections": 1}), |setup| setup);
+    gateway.get("/must").expect(200);
+    let old = started_by(gateway.child());
+    std::fs::remove_file(socket(&gateway).expect("a socket")).unwrap();
+    signal(old[0], Signal::SIGSTOP);
+    // The connection that is kept is no longer good; another one cannot be made.
+    signal(old[0], Signal::SIGKILL);
+    gateway.get("/must").expect(200).expect_header("x-through", "yes");
+    assert_ne!(started_by(gateway.child()), old);
+}
+
+/// A change of the runner's files under load; none of it may be seen.
+#[track_caller]
+fn reloaded_unseen(fixed_socket: bool) {
+    let watched = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let mut runner = json!({"cmd": command(), "watch": [watched.path()]});
+    if fixed_socket {
+        runner["socket"] = home.path().join("r.sock").display().to_string().into();
+    }
+    let (gateway, _upstream) = managed(runner, |setup| setup);
+    gateway.get("/must").expect(200);
+    for target in ["/must", "/may"] {
+        let load = under_load(&gateway, target, 4, || {
+            for round in 0..2 {
+                let old = started_by(gateway.child());
+                eventually("another process is there", || {
+                    let name = format!("{}-{round}-{:?}", &target[1..], Instant::now());
+                    std::fs::write(watched.path().join(name), "x").unwrap();
+                    thread::sleep(Duration::from_millis(100));
+                    let now = started_by(gateway.child());
+                    !now.is_empty() && now.iter().all(|pid| !old.contains(pid))
+                });
+                gateway.get("/must").expect(200);
+            }
+        });
+        assert_eq!(load.refused.into_inner(), 0, "{target}");
+        assert!(load.answered.into_inner() > 10);
+    }
+}
+
+#[test]
+fn a_reload_is_not_seen() {
+    reloaded_unseen(false);
+}
+
+#[test]
+fn a_reload_on_a_fixed_socket_is_not_seen() {
+    reloaded_unseen(true);
+}
+
+/// How long processes are killed: a minute with `PORTCULLIS_LONG=1`.
+fn duration() -> Duration {
+    let long = std::env::var_os("PORTCULLIS_LONG").is_some_and(|value| value == "1");
+    Duration::from_secs(if long { 60 } else { 5 })
+}
+
+/// Numbers that look random, the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// Kills processes of the gateway's runner at random; gives how many.
+fn rampage(gateway: &Gateway) -> usize {
+    let (begun, mut dice, mut killed) = (Instant::now(), Dice(7), 0);
+    while begun.elapsed() < duration() {
+        let processes = started_by(gateway.child());
+        if !processes.is_empty() {
+            signal(processes[dice.below(processes.len() as u64) as usize], Signal::SIGKILL);
+            killed += 1;
+        }
+        thread::sleep(Duration::from_millis(50 + dice.below(400)));
+    }
+    killed
+}
+
+#[test]
+fn killed_at_random_nothing_fails_that_may_go_without() {
+    let (gateway, upstream) = managed(json!({"cmd": command(), "processes": 3}), |setup| setup);
+    gateway.get("/must").expect(200);
+    let mut killed = 0;
+    let load = under_load(&gateway, "/may", 8, || killed = rampage(&gateway));
+    let (answered, refused, without) =
+        (load.answered.into_inner(), load.refused.into_inner(), load.without.into_inner());
+    println!("{killed} killed, {answered} requests, {without} without the runner, {refused} refused");
+    assert_eq!(refused, 0, "of {answered}, while {killed} processes were killed");
+    assert!(killed > 5 && answered > 100 && without < answered / 2, "{killed} {answered} {without}");
+    upstream.forget();
+}
+
+#[test]
+fn killed_at_random_there_are_clean_refusals_at_most() {
+    let (gateway, upstream) = managed(json!({"cmd": command(), "processes": 3}), |setup| setup);
+    gateway.get("/must").expect(200);
+    let mut killed = 0;
+    let load = under_load(&gateway, "/must", 8, || killed = rampage(&gateway));
+    let (answered, refused) = (load.answered.into_inner(), load.refused.into_inner());
+    println!("{killed} killed, {answered} requests, {refused} refused");
+    assert_eq!(load.without.into_inner(), 0, "no request goes past the runner");
+    // Those that a process had read when it was killed.
+    assert!(refused <= killed * 8, "{refused} of {answered}, while {killed} processes were killed");
+    gateway.get("/must").expect(200);
+    upstream.forget();
+}
+
+#[test]
+fn a_runner_that_comes_back_is_used_again() {
+    let mut fixture = Fixture::new(pre("nothing", ""));
+    let (begun, mut dice, mut longest, mut rounds) = (Instant::now(), Dice(11), Duration::ZERO, 0);
+    while begun.elapsed() < duration() {
+        fixture.get("/").expect(200);
+        fixture.runner.kill();
+        for _ in 0..5 + dice.below(20) {
+            clean(fixture.get("/"));
+        }
+        fixture.runner.start_again();
+        let back = Instant::now();
+        eventually("it is used again", || fixture.get("/").status == 200);
+        longest = longest.max(back.elapsed());
+        rounds += 1;
+        fixture.upstream.forget();
+    }
+    println!("{rounds} times away, used again after {longest:?} at most");
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+}
