@@ -1,7 +1,10 @@
 //! The tutorial that the gateway grew from, replayed: its requests in its order, with its words.
 //!
-//! Chapters: basic-auth, consumer-restriction, jwt-auth. Under `compat: "3.2"` the answers are those printed there;
+//! Chapters: basic-auth, consumer-restriction, jwt-auth; `kinds` has what the tutorial only names. Its last chapter, on
+//! plugins of one's own, is in `ext_plugin::languages`. Under `compat: "3.2"` the answers are those printed there;
 //! without it they are today's.
+
+mod kinds;
 
 use std::fs;
 
@@ -178,6 +181,8 @@ fn jwt_auth() {
         let signed = gateway.get("/apisix/plugin/jwt/sign?key=user-key").expect(200);
         let token = signed.expect_header("Content-Type", "text/plain; charset=utf-8").text();
         let token = token.trim();
+        // {"typ":"JWT","alg":"HS256"}, as it is printed there.
+        assert!(token.starts_with("eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9."), "{token}");
         assert_eq!(token.split('.').count(), 3, "{token}");
 
         visit(&gateway).header("Authorization", token).send().expect(200);

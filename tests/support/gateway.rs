@@ -148,6 +148,15 @@ impl Setup {
         self
     }
 
+    /// Takes a key out of config.yaml, given with dots.
+    pub fn without(mut self, path: &str) -> Self {
+        let (section, name) = path.rsplit_once('.').expect("a key of a section");
+        let pointer = format!("/{}", section.replace('.', "/"));
+        let section = self.config.pointer_mut(&pointer).and_then(Value::as_object_mut);
+        section.expect("a section").remove(name);
+        self
+    }
+
     /// Speaks as APISIX 3.2 did.
     pub fn speaking_3_2(self) -> Self {
         self.set("portcullis.compat", "3.2")
