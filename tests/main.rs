@@ -12,6 +12,7 @@ mod article;
 mod bad_input;
 mod bodies;
 mod churn;
+mod docs;
 mod ext_plugin;
 mod file_mode;
 mod ops;

@@ -56,8 +56,14 @@ impl Opa {
     /// Starts it and waits until it answers.
     #[track_caller]
     pub fn start() -> Self {
+        Self::with(&[("example.rego", EXAMPLE), ("echo.rego", ECHO), ("odd.rego", ODD)])
+    }
+
+    /// As [`Opa::start`], with these policies by the names of their files.
+    #[track_caller]
+    pub fn with(policies: &[(&str, &str)]) -> Self {
         let home = tempfile::Builder::new().prefix("portcullis-opa-").tempdir().expect("a directory");
-        for (name, text) in [("example.rego", EXAMPLE), ("echo.rego", ECHO), ("odd.rego", ODD)] {
+        for (name, text) in policies {
             fs::write(home.path().join(name), text).expect("it can be written");
         }
         let port = free_port();

@@ -25,6 +25,8 @@ const USERS: &[(&str, &str, &str, &str)] = &[
     ("user02", "user02", "pass:word2", "sales"),
     (r"comma\,user", "comma,user", "commapass", "legal"),
     ("jdoe", "jdoe", "janesecret", "it"),
+    // Of the examples in docs/plugins.
+    ("ann", "ann.one", "correct-horse", "it"),
     // Hidden from whoever has not said who it is.
     ("secretuser", "secretuser", "secretpass", "it"),
 ];
@@ -224,10 +226,12 @@ fn content() -> String {
              departmentNumber: {department}\nuserPassword: {password}\n\n"
         ));
     }
-    // One that only a search finds.
-    ldif.push_str(&format!(
-        "dn: cn=Deep Down,ou=staff,{BASE}\nobjectClass: inetOrgPerson\ncn: Deep Down\nsn: Down\nuid: deep\n\
-         userPassword: deeppass\n\n"
-    ));
+    // Those that only a search finds.
+    for (cn, uid, password) in [("Deep Down", "deep", "deeppass"), ("Ann", "ann", "correct-horse")] {
+        ldif.push_str(&format!(
+            "dn: cn={cn},ou=staff,{BASE}\nobjectClass: inetOrgPerson\ncn: {cn}\nsn: {cn}\nuid: {uid}\n\
+             userPassword: {password}\n\n"
+        ));
+    }
     ldif
 }

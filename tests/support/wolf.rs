@@ -1,6 +1,6 @@
 //! A server that speaks wolf's API for gateways, as iGeeky/wolf 0.5 does: the same paths, statuses and JSON.
 //!
-//! One application, `app`; `admin` may do everything in it, `guest` may read. `/broken` is a resource over which the
+//! One application, `app`; `admin` and `ann` may do everything in it, `guest` may read. `/broken` is a resource over which the
 //! server itself fails, `/nonsense` one whose answer is no JSON.
 
 use std::sync::{Arc, Mutex};
@@ -28,15 +28,19 @@ struct User {
 impl Wolf {
     /// Starts it.
     pub fn start() -> Self {
-        let user = |id, name, nickname, manager| User {
+        let user = |id, name, nickname, password: &str, manager| User {
             id,
             name,
             nickname,
-            password: "123456".into(),
+            password: password.into(),
             token: None,
             manager,
         };
-        let users = vec![user(100, "admin", "the administrator", true), user(101, "guest", "", false)];
+        let users = vec![
+            user(100, "admin", "the administrator", "123456", true),
+            user(101, "guest", "", "123456", false),
+            user(102, "ann", "Ann", "correct-horse", true),
+        ];
         let users = Arc::new(Mutex::new(users));
         let known = users.clone();
         let server = Upstream::with(move |seen, wire| answer(&mut known.lock().unwrap(), seen, wire));
@@ -46,6 +50,11 @@ impl Wolf {
     /// Its address, as a consumer names it.
     pub fn address(&self) -> String {
         format!("http://{}", self.server.node())
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.server.port
     }
 
     /// How often it was asked about a path.
