@@ -113,6 +113,21 @@ impl Compat {
         self == Compat::V3_2
     }
 
+    /// jwt-auth: whether a consumer that signs with a secret must bring it; else one is made up when it is written.
+    pub fn jwt_needs_secret(self) -> bool {
+        self == Compat::Now
+    }
+
+    /// openid-connect: whether the provider's certificate must be valid when the configuration does not say.
+    pub fn oidc_verifies_certificates(self) -> bool {
+        self == Compat::Now
+    }
+
+    /// openid-connect: whether logins need a secret for their sessions in the configuration.
+    pub fn oidc_wants_a_session(self) -> bool {
+        self == Compat::Now
+    }
+
     /// hmac-auth: the field of the consumer that a configuration without one misses.
     pub fn hmac_key(self) -> &'static str {
         match self {

@@ -94,6 +94,7 @@ const NAMES: &[(&str, &[&str], &str)] = &[
             "secret/cache.rs",
             "secret_source/gcp.rs",
             "builtin/limit_count.rs",
+            "builtin/openid_connect/provider.rs",
             "builtin/shared/",
             "ext_plugin/pool.rs",
             "ext_plugin/token.rs",

@@ -292,6 +292,7 @@ impl Admin {
 
     /// A good resource as it is stored, after the dry run.
     fn ready(&self, key: &Key, mut value: Value) -> Result<Value, AdminError> {
+        self.complete(key.kind(), &mut value);
         if self.control.env().compat.echoes_defaults() {
             self.fill_defaults(key.kind(), &mut value);
         }

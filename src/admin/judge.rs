@@ -237,13 +237,22 @@ impl Admin {
         self.control.env().keyring.as_ref()?.decrypt(key)
     }
 
+    /// Writes what a plugin makes of its configuration into a resource that was found good.
+    pub(super) fn complete(&self, kind: Kind, value: &mut Value) {
+        let of = side_of(kind);
+        let plugins = value.get_mut("plugins").and_then(Value::as_object_mut);
+        for (name, conf) in plugins.into_iter().flatten() {
+            let def = self.control.env().registry.find(name);
+            if let Some(completed) = def.and_then(|def| def.completed(conf, of, &self.check_env(name))) {
+                *conf = completed;
+            }
+        }
+    }
+
     /// Writes the defaults of the schemas into a resource that was found good, as APISIX 3.2 did.
     pub(super) fn fill_defaults(&self, kind: Kind, value: &mut Value) {
         resource::schema(kind).fill_defaults(value);
-        let of = match rules(kind).plugins {
-            Plugins::Consumer | Plugins::Credential => SchemaType::Consumer,
-            _ => SchemaType::Route,
-        };
+        let of = side_of(kind);
         let plugins = value.get_mut("plugins").and_then(Value::as_object_mut);
         for (name, conf) in plugins.into_iter().flatten() {
             let def = self.control.env().registry.find(name);
@@ -252,6 +261,13 @@ impl Admin {
                 schema.schema.fill_defaults(conf);
             }
         }
+    }
+}
+
+fn side_of(kind: Kind) -> SchemaType {
+    match rules(kind).plugins {
+        Plugins::Consumer | Plugins::Credential => SchemaType::Consumer,
+        _ => SchemaType::Route,
     }
 }
 

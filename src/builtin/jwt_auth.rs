@@ -288,6 +288,20 @@ impl AuthPlugin for Plugin {
         })
     }
 
+    /// APISIX 3.2 made a secret up for a consumer that brought none: its tokens come from the sign endpoint alone.
+    fn completed_consumer(conf: &Value, env: &CheckEnv<'_>) -> Option<Value> {
+        let public =
+            conf.get("algorithm").and_then(Value::as_str).is_some_and(|name| !name.starts_with("HS"));
+        if env.compat.jwt_needs_secret() || public || conf.get("secret").is_some() {
+            return None;
+        }
+        let mut whole = conf.as_object()?.clone();
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).ok()?;
+        whole.insert("secret".into(), base64::encode(&secret).into());
+        Some(Value::Object(whole))
+    }
+
     fn check_consumer(conf: &Value, env: &CheckEnv<'_>) -> Result<(), String> {
         let text = |name: &str| conf.get(name).and_then(Value::as_str);
         let symmetric = text("algorithm").is_none_or(|name| name.starts_with("HS"));
@@ -362,12 +376,12 @@ impl Plugin {
     }
 
     async fn verify<'a>(&self, world: &'a dyn World, text: &str) -> Result<&'a Authenticated, Failure> {
-        let unreadable = || Failure::wrong(UNREADABLE, "JWT token invalid: invalid jwt string");
+        let unreadable = || Failure::malformed(UNREADABLE, "JWT token invalid: invalid jwt string");
         let token = Token::parse(text).ok_or_else(unreadable)?;
         let [algorithm] = token.header(["alg"]).ok_or_else(unreadable)?;
         let [key, exp, nbf] = token.payload([&self.key_claim_name, "exp", "nbf"]).ok_or_else(unreadable)?;
         let found = match &key {
-            Member::Absent | Member::False => return Err(Failure::wrong(NO_KEY, NO_KEY)),
+            Member::Absent | Member::False => return Err(Failure::malformed(NO_KEY, NO_KEY)),
             Member::Text(key) => world.find(<Self as contract::Plugin>::NAME, key),
             Member::Number(_) | Member::Other => None,
         };
@@ -375,16 +389,16 @@ impl Plugin {
         let Some(credential) = found.secret::<Credential>() else {
             return Err(Failure::wrong(UNVERIFIED, "the consumer's side is of another plugin"));
         };
-        let signed = credential.verify(&token, &algorithm, text).await;
-        signed.map_err(|reason| Failure::wrong(UNVERIFIED, reason))?;
+        credential.verify(&token, &algorithm, text).await?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as f64;
-        self.in_time(&exp, &nbf, now, credential.grace)
-            .map_err(|reason| Failure::wrong(UNVERIFIED, reason))?;
+        self.in_time(&exp, &nbf, now, credential.grace)?;
         Ok(found)
     }
 
     /// APISIX: jwt-auth/parser.lua `verify_claims`.
-    fn in_time(&self, exp: &Member<'_>, nbf: &Member<'_>, now: f64, grace: f64) -> Result<(), &'static str> {
+    fn in_time(&self, exp: &Member<'_>, nbf: &Member<'_>, now: f64, grace: f64) -> Result<(), Failure> {
+        let wrong = |reason: &'static str| Err(Failure::wrong(UNVERIFIED, reason));
+        let expired = |reason: &'static str| Err(Failure::expired(UNVERIFIED, reason));
         let listed = &self.claims_to_verify;
         // No list means both, if they are there; a list means those, and they must be there.
         let wanted = |claim| listed.is_empty() || listed.contains(&claim);
@@ -392,18 +406,18 @@ impl Plugin {
         match exp {
             _ if !exp_wanted => {}
             Member::Absent if listed.is_empty() => {}
-            Member::Absent => return Err("claim exp is missing"),
+            Member::Absent => return wrong("claim exp is missing"),
             Member::Number(exp) if *exp > now - grace => {}
-            Member::Number(_) => return Err("'exp' claim expired"),
-            _ => return Err("claim exp is not a number"),
+            Member::Number(_) => return expired("'exp' claim expired"),
+            _ => return wrong("claim exp is not a number"),
         }
         match nbf {
             _ if !nbf_wanted => {}
             Member::Absent if listed.is_empty() => {}
-            Member::Absent => return Err("claim nbf is missing"),
+            Member::Absent => return wrong("claim nbf is missing"),
             Member::Number(nbf) if *nbf < now + grace => {}
-            Member::Number(_) => return Err("'nbf' claim not valid yet"),
-            _ => return Err("claim nbf is not a number"),
+            Member::Number(_) => return expired("'nbf' claim not valid yet"),
+            _ => return wrong("claim nbf is not a number"),
         }
         Ok(())
     }
@@ -433,23 +447,24 @@ impl Plugin {
 
 fn unknown(world: &dyn World) -> Failure {
     if world.has_any(<Plugin as contract::Plugin>::NAME) {
-        return Failure::wrong(UNKNOWN, "failed to find consumer: invalid user key");
+        return Failure::unknown(UNKNOWN, "failed to find consumer: invalid user key");
     }
-    Failure::wrong(world.compat().no_consumer(UNKNOWN), "no consumer has jwt-auth")
+    Failure::unknown(world.compat().no_consumer(UNKNOWN), "no consumer has jwt-auth")
 }
 
 impl Credential {
     /// Whether the token is signed by this consumer, with its algorithm.
-    async fn verify(&self, token: &Token<'_>, claimed: &Member<'_>, text: &str) -> Result<(), String> {
+    async fn verify(&self, token: &Token<'_>, claimed: &Member<'_>, text: &str) -> Result<(), Failure> {
         let name = self.algorithm.name();
         if !matches!(claimed, Member::Text(claimed) if claimed == name) {
-            return Err(format!("algorithm mismatch, expected {name}"));
+            return Err(wrong(format!("algorithm mismatch, expected {name}")));
         }
-        let signature = || base64::decode_url(token.signature).ok_or("failed to decode signature");
+        let signature =
+            || base64::decode_url(token.signature).ok_or_else(|| wrong("failed to decode signature"));
         let genuine = match &self.keys {
             Keys::Symmetric { verify, .. } => verify.verify(token.signed.as_bytes(), &signature()?),
             Keys::Asymmetric { public, public_pem, genuine, .. } => {
-                let public = public.as_ref().map_err(|e| format!("the consumer's public key: {e}"))?;
+                let public = public.as_ref().map_err(|e| wrong(format!("the consumer's public key: {e}")))?;
                 let signature = signature()?;
                 // A hash costs a fraction of a signature by public key.
                 let print = genuine.fingerprint(&[name.as_bytes(), public_pem.as_bytes(), text.as_bytes()]);
@@ -462,7 +477,7 @@ impl Credential {
             }
             Keys::Published { source, genuine } => return self.published(token, text, source, genuine).await,
         };
-        if genuine { Ok(()) } else { Err("signature mismatch".into()) }
+        if genuine { Ok(()) } else { Err(wrong("signature mismatch")) }
     }
 
     async fn published(
@@ -471,8 +486,8 @@ impl Credential {
         text: &str,
         source: &Arc<Source>,
         genuine: &Seen,
-    ) -> Result<(), String> {
-        let mut current = source.keys().await?;
+    ) -> Result<(), Failure> {
+        let mut current = source.keys().await.map_err(|reason| Failure::unavailable(UNVERIFIED, reason))?;
         let mut may_be_new = true;
         loop {
             // With other keys a token has to prove itself anew.
@@ -488,12 +503,17 @@ impl Credential {
                 }
                 Err(Unverified::NoKey) if may_be_new => {
                     may_be_new = false;
-                    current = source.newer(&current).await.ok_or_else(|| Unverified::NoKey.to_string())?;
+                    let newer = source.newer(&current).await;
+                    current = newer.ok_or_else(|| wrong(Unverified::NoKey.to_string()))?;
                 }
-                Err(e) => return Err(e.to_string()),
+                Err(e) => return Err(wrong(e.to_string())),
             }
         }
     }
+}
+
+fn wrong(reason: impl Into<Cow<'static, str>>) -> Failure {
+    Failure::wrong(UNVERIFIED, reason)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::plugin::{
     env::{BuildEnv, CheckEnv},
     exchange::Exchange,
     phases::Phases,
-    reply::{CONTINUE, Flow, Reply, ReplyBody},
+    reply::{CONTINUE, Class, Flow, Reply, ReplyBody},
 };
 
 /// The configuration.
@@ -74,16 +74,21 @@ impl contract::Plugin for Plugin {
     async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {
         let mut reasons = String::new();
         let mut challenge = None;
+        // Of several reasons, one that is about credentials that were there.
+        let mut class = Class::Missing;
         for (name, way) in &self.ways {
             let Flow::Break(reply) = way.rewrite(x).await else { return CONTINUE };
             if !reasons.is_empty() {
                 reasons.push_str("; ");
             }
             reasons.push_str(&format!("{name}: {} {}", reply.status, why(&reply)));
+            if class == Class::Missing {
+                class = reply.class();
+            }
             let found = reply.headers.into_iter().find(|(header, _)| *header == WWW_AUTHENTICATE);
             challenge = found.or(challenge);
         }
-        let reply = Reply::message(401, "Authorization Failed").because(reasons);
+        let reply = Reply::message(401, "Authorization Failed").because(reasons).classed(class);
         match challenge {
             Some((name, value)) => reply.with_header(name, value),
             None => reply,
@@ -120,6 +125,22 @@ mod tests {
             .known::<basic_auth::Plugin>("jill", json!({"username": "jill", "password": "hill"}))
             .known::<key_auth::Plugin>("jack", json!({"key": "k-jack"}))
             .known::<jwt_auth::Plugin>("john", json!({"key": "john", "secret": "s"}))
+    }
+
+    #[test]
+    fn counts_by_the_credentials_that_were_there() {
+        let check = |headers: &[(&str, &str)], class: Class| {
+            let plugin: Plugin = testing::plugin(conf());
+            kit(headers).run(async |x| {
+                let Flow::Break(reply) = contract::Plugin::rewrite(&plugin, x).await else {
+                    panic!("{headers:?}")
+                };
+                assert_eq!(reply.class(), class, "{headers:?}");
+            });
+        };
+        check(&[], Class::Missing);
+        check(&[("apikey", "bad")], Class::Unknown);
+        check(&[("Authorization", "Basic amlsbDpiYWQ=")], Class::Wrong);
     }
 
     /// What is said, who is attached, and the challenge.

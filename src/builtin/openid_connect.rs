@@ -96,6 +96,10 @@ impl contract::Plugin for Plugin {
         serde_json::from_str(include_str!("openid_connect/schema.json")).expect("the file holds JSON")
     }
 
+    fn completed(conf: &Value, env: &CheckEnv<'_>) -> Option<Value> {
+        config::completed(conf, env.compat)
+    }
+
     fn check(conf: &Value, _env: &CheckEnv<'_>) -> Result<(), String> {
         config::check_before_schema(conf)?;
         config::check_after_schema(conf)
@@ -106,9 +110,10 @@ impl contract::Plugin for Plugin {
         config::check_before_schema(conf).err().unwrap_or(error)
     }
 
-    fn build(conf: Config, env: &BuildEnv<'_>) -> Result<Self, String> {
+    fn build(mut conf: Config, env: &BuildEnv<'_>) -> Result<Self, String> {
         jwt::provider::install();
-        let provider = Provider::shared(&conf, env)?;
+        conf.complete(env.compat)?;
+        let provider = Provider::shared(&conf)?;
         let compile = |schema: &Value| {
             Schema::compile(schema).map_err(|error| format!("check claim_schema failed: {error}"))
         };

@@ -49,6 +49,12 @@ pub trait Plugin: Send + Sync + Sized + 'static {
         None
     }
 
+    /// What APISIX's `check_schema` makes of a configuration before it judges it; the Admin API stores the result.
+    /// `None`: nothing. `build` gets what is stored, which need not have come from the Admin API.
+    fn completed(_conf: &Value, _env: &CheckEnv<'_>) -> Option<Value> {
+        None
+    }
+
     /// What APISIX's `check_schema` rules beyond the JSON schema; the text is the whole error after `err: `.
     ///
     /// # Errors
@@ -134,6 +140,11 @@ pub trait AuthPlugin: Plugin {
 
     /// The JSON schema of the consumer's side. APISIX: `consumer_schema`.
     fn consumer_schema() -> Value;
+
+    /// [`Plugin::completed`] of the consumer's side.
+    fn completed_consumer(_conf: &Value, _env: &CheckEnv<'_>) -> Option<Value> {
+        None
+    }
 
     /// What APISIX's `check_schema` rules beyond the schema on the consumer's side.
     ///

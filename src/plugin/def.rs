@@ -58,6 +58,7 @@ pub struct AuthDef {
 /// A schema with what the plugin checks beyond it.
 struct Side {
     json: fn() -> Value,
+    completed: fn(&Value, &CheckEnv<'_>) -> Option<Value>,
     check: fn(&Value, &CheckEnv<'_>) -> Result<(), String>,
     compiled: OnceLock<Arc<Compiled>>,
 }
@@ -99,7 +100,12 @@ impl PluginDef {
             encrypt: P::ENCRYPT,
             apis: P::apis,
             auth: None,
-            schema: Side { json: P::schema, check: P::check, compiled: OnceLock::new() },
+            schema: Side {
+                json: P::schema,
+                completed: P::completed,
+                check: P::check,
+                compiled: OnceLock::new(),
+            },
             reword: P::reword,
             pardons: P::pardons,
             metadata_schema: P::metadata_schema,
@@ -116,7 +122,12 @@ impl PluginDef {
             own_schema: P::OWN_SCHEMA,
             former_key: P::FORMER_KEY,
             encrypt: P::ENCRYPT_CREDENTIAL,
-            schema: Side { json: P::consumer_schema, check: P::check_consumer, compiled: OnceLock::new() },
+            schema: Side {
+                json: P::consumer_schema,
+                completed: P::completed_consumer,
+                check: P::check_consumer,
+                compiled: OnceLock::new(),
+            },
             credential: credential::<P>,
         };
         PluginDef {
@@ -129,7 +140,12 @@ impl PluginDef {
             encrypt: P::ENCRYPT,
             apis: P::apis,
             auth: Some(auth),
-            schema: Side { json: P::schema, check: P::check, compiled: OnceLock::new() },
+            schema: Side {
+                json: P::schema,
+                completed: P::completed,
+                check: P::check,
+                compiled: OnceLock::new(),
+            },
             reword: P::reword,
             pardons: P::pardons,
             metadata_schema: P::metadata_schema,
@@ -156,20 +172,33 @@ impl PluginDef {
     /// # Errors
     /// The text after `err: `.
     pub fn check(&self, conf: &Value, of: SchemaType, env: &CheckEnv<'_>) -> Result<(), String> {
-        let side = match (of, &self.auth) {
-            (SchemaType::Metadata, _) => {
+        let side = match of {
+            SchemaType::Metadata => {
                 return match self.schema(SchemaType::Metadata) {
                     Some(compiled) => compiled.schema.check(conf),
                     None => Ok(()),
                 };
             }
-            (SchemaType::Consumer, Some(auth)) => &auth.schema,
-            _ => &self.schema,
+            of => self.side(of),
         };
+        let completed = (side.completed)(conf, env);
+        let conf = completed.as_ref().unwrap_or(conf);
         match side.compiled().schema.check(conf) {
             Err(_) if of == SchemaType::Route && (self.pardons)(conf, env) => Ok(()),
             Err(error) => Err((self.reword)(conf, error)),
             Ok(()) => (side.check)(conf, env),
+        }
+    }
+
+    /// What is to be stored in place of a configuration; `None`: itself. See [`Plugin::completed`].
+    pub fn completed(&self, conf: &Value, of: SchemaType, env: &CheckEnv<'_>) -> Option<Value> {
+        (self.side(of).completed)(conf, env)
+    }
+
+    fn side(&self, of: SchemaType) -> &Side {
+        match (of, &self.auth) {
+            (SchemaType::Consumer, Some(auth)) => &auth.schema,
+            _ => &self.schema,
         }
     }
 

@@ -14,6 +14,7 @@ use crate::support::{
     client::{Request, Response},
     eventually,
     gateway::Gateway,
+    tool,
     upstream::Upstream,
 };
 
@@ -179,4 +180,47 @@ fn a_token_dies_with_its_secret() {
     visit(&token).expect(200);
     gateway.delete("/consumers/jack");
     visit(&token).expect(401);
+}
+
+/// CPU time that a process took so far, in clock ticks (proc(5)).
+fn ticks(process: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("the process is there");
+    let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
+    let number = |at: usize| -> u64 {
+        fields.split(' ').nth(at).and_then(|text| text.parse().ok()).expect("a number")
+    };
+    // utime and stime, the 14th and 15th field.
+    number(11) + number(12)
+}
+
+#[test]
+fn hashed_passwords_are_hashed_once() {
+    let upstream = Upstream::echo();
+    let gateway = start(&upstream, json!({"basic-auth": {}}));
+    let ann = |password: &str| {
+        let plugins = json!({"basic-auth": {"username": "ann", "password": password}});
+        gateway.put("/consumers", json!({"username": "ann", "plugins": plugins}));
+    };
+    let login = |password: &str| gateway.request("GET", "/").basic("ann", password).send().status;
+    // "password" in the reference implementation's test of Argon2id.
+    ann("$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc");
+    let process = gateway.pid().expect("a process");
+    let begun = ticks(process);
+    assert_eq!((login("password"), login("guess")), (200, 401));
+    let hashing = ticks(process) - begun;
+    for _ in 0..50 {
+        assert_eq!((login("password"), login("guess")), (200, 401));
+    }
+    let remembering = ticks(process) - begun - hashing;
+    assert!(remembering < 10 * hashing.max(10), "{hashing} ticks for two, {remembering} for a hundred");
+
+    // Another password counts at once, and what is remembered of the old one does not. Perl's crypt is the C library's.
+    let hash = tool::stdout("perl", &["-e", "print crypt('correct-horse', '$2b$06$abcdefghijklmnopqrstuu')"]);
+    assert!(hash.starts_with("$2b$06$"), "{hash}");
+    ann(&hash);
+    assert_eq!((login("password"), login("correct-horse"), login(&hash)), (401, 200, 401));
+    gateway.delete("/consumers/ann");
+    assert_eq!(login("correct-horse"), 401);
+    let kept = std::fs::read_to_string(gateway.path("stderr.log")).unwrap_or_default();
+    assert!(!kept.contains("correct-horse") && !kept.contains("$argon2id$"), "{kept}");
 }

@@ -1,5 +1,9 @@
 //! openid-connect against a real OpenID provider: logins as a browser makes them, sessions, tokens that clients bring.
 
+mod old;
+mod real_browser;
+mod redis;
+
 use serde_json::{Value, json};
 
 use super::super::support::{
@@ -30,12 +34,24 @@ struct Given {
     /// Further plugins of the route.
     plugins: Value,
     consumers: Value,
+    /// A file of authorities that plugins trust.
+    trusted: Option<String>,
+    /// Whether APISIX 3.2 is spoken.
+    old: bool,
 }
 
 impl Default for Given {
     fn default() -> Self {
         let none = || json!({});
-        Self { plugin: none(), provider: none(), client: none(), plugins: none(), consumers: json!([]) }
+        Self {
+            plugin: none(),
+            provider: none(),
+            client: none(),
+            plugins: none(),
+            consumers: json!([]),
+            trusted: None,
+            old: false,
+        }
     }
 }
 
@@ -55,7 +71,13 @@ impl Given {
     #[track_caller]
     fn start(self) -> Login {
         // The provider must know where the gateway will be.
-        let setup = Setup::file(json!({}));
+        let mut setup = Setup::file(json!({}));
+        if let Some(trusted) = self.trusted {
+            setup = setup.set("apisix.ssl.ssl_trusted_certificate", trusted);
+        }
+        if self.old {
+            setup = setup.speaking_3_2();
+        }
         let origin = format!("http://127.0.0.1:{}", setup.http());
         let client = json!({
             "client_id": "app", "client_secret": SECRET,
@@ -396,11 +418,7 @@ fn large_sessions_take_several_cookies() {
 #[test]
 fn sessions_in_a_redis() {
     let redis = Redis::start("pass");
-    let keys = || {
-        let arguments =
-            ["-p", &redis.port.to_string(), "-a", "pass", "--no-auth-warning", "--raw", "keys", "*"];
-        tool::stdout("redis-cli", &arguments).trim().to_owned()
-    };
+    let keys = || redis.cli(&["keys", "*"]);
     let login = Login::new(json!({"scope": "openid profile", "session": {
         "secret": "0123456789abcdef", "storage": "redis", "cookie_name": "sid",
         "redis": {"port": redis.port, "password": "pass", "prefix": "app",
@@ -412,10 +430,7 @@ fn sessions_in_a_redis() {
     assert!(cookies.len() == 1 && cookies[0].1.len() < 200, "{cookies:?}");
     let key = keys();
     assert!(key.starts_with("app:") && !cookies[0].1.contains(&key[4..]), "{key}");
-    let kept = tool::stdout(
-        "redis-cli",
-        &["-p", &redis.port.to_string(), "-a", "pass", "--no-auth-warning", "--raw", "get", &key],
-    );
+    let kept = redis.cli(&["get", &key]);
     // A word long enough to be in no cipher text by chance.
     assert!(!kept.contains("access_token") && kept.len() > 9000);
     browser.get(&login.url("/x")).expect(200);

@@ -4,6 +4,8 @@
 //! a while is waited for with [`eventually`].
 
 pub mod browser;
+pub mod certificates;
+pub mod chromium;
 pub mod client;
 pub mod dns;
 pub mod gateway;

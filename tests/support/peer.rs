@@ -13,7 +13,7 @@ use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{client::Request, eventually, gateway::free_port};
+use super::{certificates, client::Request, eventually, gateway::free_port, tool};
 
 /// A process that ends with the test.
 struct Peer(Child);
@@ -58,8 +58,10 @@ impl OpenIdProvider {
         command.arg(script).arg(self.options.to_string()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut peer = Peer::start(&mut command);
         let mut line = String::new();
-        let output = peer.0.stdout.take().expect("it is a pipe");
-        BufReader::new(output).read_line(&mut line).expect("its output can be read");
+        let mut output = BufReader::new(peer.0.stdout.take().expect("it is a pipe"));
+        output.read_line(&mut line).expect("its output can be read");
+        // It says more later on, and ends when nobody reads that.
+        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         let said: Value = serde_json::from_str(&line).unwrap_or_else(|_| {
             panic!("the OpenID provider does not start: run `.ci/setup test`; it said {line:?}")
         });
@@ -115,7 +117,9 @@ impl OpenIdProvider {
 /// A Redis.
 pub struct Redis {
     _peer: Peer,
-    _home: TempDir,
+    home: TempDir,
+    password: String,
+    tls: bool,
     /// Where it listens.
     pub port: u16,
 }
@@ -124,22 +128,52 @@ impl Redis {
     /// Starts one that wants this password.
     #[track_caller]
     pub fn start(password: &str) -> Self {
+        Self::run(password, false)
+    }
+
+    /// As [`Redis::start`], and it speaks TLS only, with a certificate for `localhost`.
+    #[track_caller]
+    pub fn with_tls(password: &str) -> Self {
+        Self::run(password, true)
+    }
+
+    #[track_caller]
+    fn run(password: &str, tls: bool) -> Self {
         let home = tempfile::Builder::new().prefix("portcullis-redis-").tempdir().expect("a directory");
         let port = free_port();
         let mut command = Command::new("redis-server");
-        command.args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ]);
-        command.args(["--requirepass", password, "--dir"]).arg(home.path()).stdout(Stdio::null());
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--requirepass", password]);
+        command.arg("--dir").arg(home.path()).stdout(Stdio::null());
+        if tls {
+            certificates::make(home.path());
+            command.args(["--port", "0", "--tls-port", &port.to_string(), "--tls-auth-clients", "no"]);
+            let files = [("cert", "server.pem"), ("key", "server.key"), ("ca-cert", "ca.pem")]
+                .map(|(option, name)| (format!("--tls-{option}-file"), home.path().join(name)));
+            files.iter().for_each(|(option, file)| {
+                command.arg(option).arg(file);
+            });
+        } else {
+            command.args(["--port", &port.to_string()]);
+        }
         let peer = Peer::start(&mut command);
         eventually("the Redis listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Self { _peer: peer, _home: home, port }
+        Self { _peer: peer, home, password: password.to_owned(), tls, port }
+    }
+
+    /// The certificate of the authority that signed its own.
+    pub fn authority(&self) -> String {
+        self.home.path().join("ca.pem").display().to_string()
+    }
+
+    /// What `redis-cli` says.
+    #[track_caller]
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        let (port, authority) = (self.port.to_string(), self.authority());
+        let mut all = vec!["-p", &port, "-a", &self.password, "--no-auth-warning", "--raw"];
+        if self.tls {
+            all.extend(["-h", "localhost", "--tls", "--cacert", &authority]);
+        }
+        all.extend(arguments);
+        tool::stdout("redis-cli", &all).trim().to_owned()
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{eventually, gateway::free_port, tool};
+use super::{certificates, eventually, gateway::free_port, tool};
 
 const PROGRAM: &str = "/usr/sbin/slapd";
 
@@ -46,7 +46,7 @@ impl Slapd {
     #[track_caller]
     pub fn start() -> Self {
         let home = tempfile::Builder::new().prefix("portcullis-slapd-").tempdir().expect("a directory");
-        certificates(home.path());
+        certificates::make(home.path());
         fs::create_dir(home.path().join("db")).expect("a directory can be made");
         fs::write(home.path().join("slapd.conf"), configuration(home.path())).expect("it can be written");
         fs::write(home.path().join("users.ldif"), content()).expect("it can be written");
@@ -131,59 +131,6 @@ fn serve(home: &Path, port: u16, tls_port: u16) -> Child {
 
 fn path(home: &Path, name: &str) -> String {
     home.join(name).to_str().expect("temporary directories have plain names").to_owned()
-}
-
-/// An authority, and a certificate of it for `localhost`.
-fn certificates(home: &Path) {
-    let file = |name: &str| path(home, name);
-    let openssl = |arguments: &[&str]| {
-        tool::stdout("openssl", arguments);
-    };
-    openssl(&[
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=Authority of the tests",
-        "-keyout",
-        &file("ca.key"),
-        "-out",
-        &file("ca.pem"),
-    ]);
-    openssl(&[
-        "req",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-subj",
-        "/CN=localhost",
-        "-keyout",
-        &file("server.key"),
-        "-out",
-        &file("server.csr"),
-    ]);
-    fs::write(home.join("names"), "subjectAltName=DNS:localhost\n").expect("it can be written");
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        &file("server.csr"),
-        "-CA",
-        &file("ca.pem"),
-        "-CAkey",
-        &file("ca.key"),
-        "-CAcreateserial",
-        "-days",
-        "2",
-        "-extfile",
-        &file("names"),
-        "-out",
-        &file("server.pem"),
-    ]);
 }
 
 fn configuration(home: &Path) -> String {

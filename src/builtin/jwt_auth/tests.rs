@@ -4,7 +4,10 @@ use super::*;
 use crate::{
     builtin::shared::jwt::key::tests::pair,
     compat::Compat,
-    plugin::testing::{self, Kit, Setup},
+    plugin::{
+        reply::Class,
+        testing::{self, Kit, Setup},
+    },
 };
 
 const MISSING: &str = r#"401 {"message":"Missing JWT token in request"}"#;
@@ -112,6 +115,51 @@ fn judges_tokens() {
     says(json!({"key_claim_name": "exp"}), &jack(json!({"exp": "j-jack"})), NO);
 }
 
+/// What kind of reason a refusal is counted under.
+#[test]
+fn refusals_are_told_apart() {
+    let class = |token: &str| {
+        let plugin: Plugin = testing::plugin(json!({}));
+        kit("/", &[("Authorization", token)]).run(async |x| {
+            match contract::Plugin::rewrite(&plugin, x).await {
+                Flow::Break(reply) => reply.class(),
+                Flow::Continue(()) => panic!("{token} was let in"),
+            }
+        })
+    };
+    assert_eq!(class("a.b.c"), Class::Malformed);
+    assert_eq!(class(&jack(json!({"sub": "j-jack"}))), Class::Malformed);
+    assert_eq!(class(&jack(json!({"key": "nobody"}))), Class::Unknown);
+    assert_eq!(class(&hs("other", json!({"key": "j-jack"}))), Class::Wrong);
+    assert_eq!(class(&jack(json!({"key": "j-jack", "exp": 1}))), Class::Expired);
+    assert_eq!(class(&jack(json!({"key": "j-jack", "nbf": FAR}))), Class::Expired);
+    assert_eq!(class(&jack(json!({"key": "j-jack", "exp": "soon"}))), Class::Wrong);
+}
+
+/// RFC 7519 §6.1.
+#[test]
+fn the_unsecured_token_of_rfc_7519_opens_nothing() {
+    let token = "eyJhbGciOiJub25lIn0.\
+                 eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.";
+    says(json!({"key_claim_name": "iss"}), token, INVALID);
+    says(json!({"key_claim_name": "iss"}), &format!("{token}AAAA"), NO_USER);
+}
+
+#[test]
+fn a_secret_is_made_up_in_3_2() {
+    let made_up = |compat: Compat, conf: Value| {
+        let setup = Setup::new().compat(compat);
+        <Plugin as AuthPlugin>::completed_consumer(&conf, &setup.check_env())
+            .and_then(|conf| conf["secret"].as_str().map(str::to_owned))
+    };
+    let secret = made_up(Compat::V3_2, json!({"key": "k"})).expect("a secret");
+    assert!(base64::decode(secret.as_bytes()).is_some_and(|bytes| bytes.len() == 32));
+    assert_ne!(made_up(Compat::V3_2, json!({"key": "k"})), Some(secret));
+    assert_eq!(made_up(Compat::V3_2, json!({"key": "k", "secret": "s"})), None);
+    assert_eq!(made_up(Compat::V3_2, json!({"key": "k", "algorithm": "RS256"})), None);
+    assert_eq!(made_up(Compat::Now, json!({"key": "k"})), None);
+}
+
 #[test]
 fn judges_times() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
@@ -176,12 +224,12 @@ fn genuine_signatures_are_remembered_and_others_are_not() {
     let forged = signed_as(json!({"alg": "EdDSA"}), json!({"key": "k"}), |_| vec![0; 64]);
     let verdict = |credential: &Credential, text: &str| {
         Kit::get("/", &[]).run(async |_| {
-            credential.verify(&Token::parse(text).unwrap(), &Member::Text("EdDSA".into()), text).await
+            credential.verify(&Token::parse(text).unwrap(), &Member::Text("EdDSA".into()), text).await.is_ok()
         })
     };
     for _ in 0..2 {
-        assert_eq!(verdict(&credential, &token), Ok(()));
-        assert_eq!(verdict(&credential, &forged), Err("signature mismatch".into()));
+        assert!(verdict(&credential, &token));
+        assert!(!verdict(&credential, &forged));
     }
     let Keys::Asymmetric { genuine, .. } = &credential.keys else { panic!("not asymmetric") };
     let print = |text: &str| genuine.fingerprint(&[b"EdDSA", public.as_bytes(), text.as_bytes()]);
@@ -189,7 +237,7 @@ fn genuine_signatures_are_remembered_and_others_are_not() {
     // Another key under the same algorithm does not profit.
     let other = json!({"key": "k", "algorithm": "EdDSA", "public_key": pair(Algorithm::EdDSA).1});
     let other = setup.credential::<Plugin>(&other).ok().unwrap();
-    assert!(verdict(&other, &token).is_err());
+    assert!(!verdict(&other, &token));
 }
 
 #[test]

@@ -2,12 +2,17 @@
 //!
 //! Start reading at [`Config`]. Invariant: no text made here holds a secret.
 
-use openssl::pkey::{Id, PKey, Private};
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use openssl::{
+    hash::MessageDigest,
+    pkey::{Id, PKey, Private},
+    sign::Signer,
+};
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::{Map, Value, json};
 
 use crate::{
     builtin::shared::{base64, is_secret_ref},
+    compat::Compat,
     schema::Schema,
 };
 
@@ -23,9 +28,9 @@ pub struct Config {
     /// What is asked for, separated by spaces.
     #[serde(default = "openid")]
     pub scope: String,
-    /// Whether the provider's certificate must be valid.
-    #[serde(default = "yes")]
-    pub ssl_verify: bool,
+    /// Whether the provider's certificate must be valid; the default is a question of compatibility.
+    #[serde(default, deserialize_with = "verification")]
+    pub ssl_verify: Option<bool>,
     /// The longest that a call to the provider may take, in seconds; multiples of 1000 are milliseconds.
     #[serde(default = "three")]
     pub timeout: u64,
@@ -186,6 +191,64 @@ fn day() -> i64 {
     86_400
 }
 
+/// `ssl_verify`: very old versions wrote `"no"` for `false`.
+fn verification<'de, D: Deserializer<'de>>(source: D) -> Result<Option<bool>, D::Error> {
+    match Value::deserialize(source)? {
+        Value::Bool(verify) => Ok(Some(verify)),
+        Value::String(text) if text == "no" => Ok(Some(false)),
+        _ => Err(D::Error::custom("ssl_verify is neither true nor false")),
+    }
+}
+
+impl Config {
+    /// Whether the provider's certificate must be valid.
+    pub fn verifies(&self) -> bool {
+        self.ssl_verify.unwrap_or(true)
+    }
+
+    /// Puts in what the version that is spoken to operators takes for granted. APISIX 3.2 made a secret for sessions up;
+    /// here it comes from the client's, so that it is the same after a restart and in every gateway.
+    ///
+    /// # Errors
+    /// The secret cannot be derived.
+    pub fn complete(&mut self, compat: Compat) -> Result<(), String> {
+        self.ssl_verify.get_or_insert(compat.oidc_verifies_certificates());
+        if self.session.is_some() || self.bearer_only || compat.oidc_wants_a_session() {
+            return Ok(());
+        }
+        let Some(known) = self.client_secret.as_deref().filter(|secret| !secret.is_empty()) else {
+            return Ok(());
+        };
+        let failed = |_| "no secret for sessions can be derived".to_owned();
+        let key = PKey::hmac(known.as_bytes()).map_err(failed)?;
+        let mut signer = Signer::new(MessageDigest::sha256(), &key).map_err(failed)?;
+        let what = format!("openid-connect sessions\n{}\n{}", self.client_id, self.discovery);
+        let secret = base64::encode_url(&signer.sign_oneshot_to_vec(what.as_bytes()).map_err(failed)?);
+        self.session = Some(Session { secret, ..Session::default() });
+        Ok(())
+    }
+}
+
+/// What the Admin API stores in place of what it was given: `"no"` becomes `false`; and 3.2's defaults are written
+/// down, the made-up secret for sessions among them. APISIX: openid-connect.lua `check_schema`.
+pub fn completed(conf: &Value, compat: Compat) -> Option<Value> {
+    let mut whole = conf.as_object()?.clone();
+    let no = || Value::Bool(false);
+    if whole.get("ssl_verify").and_then(Value::as_str) == Some("no") {
+        whole.insert("ssl_verify".into(), no());
+    }
+    if !compat.oidc_verifies_certificates() {
+        whole.entry("ssl_verify").or_insert_with(no);
+    }
+    let bearers = whole.get("bearer_only").is_some_and(|value| *value != no());
+    if !compat.oidc_wants_a_session() && !bearers && !whole.contains_key("session") {
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).ok()?;
+        whole.insert("session".into(), json!({"secret": base64::encode_url(&secret)}));
+    }
+    Some(Value::Object(whole))
+}
+
 /// What happens to requests that are not logged in.
 #[derive(Deserialize, Clone, Copy, PartialEq, Debug, Default)]
 #[serde(rename_all = "lowercase")]
@@ -235,7 +298,7 @@ impl Default for Audience {
 }
 
 /// Where logins are kept.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 pub struct Session {
     /// The secret that keys are derived from.
     pub secret: String,
@@ -317,10 +380,16 @@ pub struct Redis {
     pub ssl: bool,
     /// Whether its certificate must be valid.
     pub ssl_verify: bool,
+    /// The name of that certificate, if it is not the host's.
+    pub server_name: Option<String>,
     /// Milliseconds until connected.
     pub connect_timeout: u64,
-    /// Milliseconds until answered.
+    /// Milliseconds until a command is sent.
+    pub send_timeout: u64,
+    /// Milliseconds until it is answered.
     pub read_timeout: u64,
+    /// Milliseconds that the connection is kept when nobody needs it.
+    pub keepalive_timeout: u64,
 }
 
 impl Default for Redis {
@@ -334,8 +403,11 @@ impl Default for Redis {
             prefix: "sessions".into(),
             ssl: false,
             ssl_verify: true,
+            server_name: None,
             connect_timeout: 1000,
+            send_timeout: 1000,
             read_timeout: 1000,
+            keepalive_timeout: 10_000,
         }
     }
 }

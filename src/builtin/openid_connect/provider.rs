@@ -3,18 +3,19 @@
 //! Both are fetched when first needed and kept fresh in the background, for all configurations that ask the same
 //! provider in the same way. Start reading at [`Provider`].
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
 use serde_json::{Map, Value};
 
 use super::config::Config;
-use crate::{
-    builtin::shared::{
-        fresh::{Fresh, Kept},
-        http_call::{self, Call, Client},
-        jwt::jwks::KeySet,
-    },
-    plugin::env::BuildEnv,
+use crate::builtin::shared::{
+    fresh::{Fresh, Kept},
+    http_call::{self, Call, Client},
+    jwt::jwks::KeySet,
 };
 
 /// How old the discovery document may be before it is fetched again.
@@ -80,6 +81,12 @@ impl Discovery {
     }
 }
 
+/// What makes two configurations share a provider: address, verification of certificates, time-out.
+type Key = (String, bool, u64);
+
+// Locked while a configuration is compiled, never per request. Providers that no configuration names go with the last.
+static PROVIDERS: LazyLock<Mutex<HashMap<Key, Weak<Provider>>>> = LazyLock::new(Mutex::default);
+
 /// A provider.
 pub struct Provider {
     url: Box<str>,
@@ -93,7 +100,7 @@ impl Provider {
     ///
     /// # Errors
     /// The options of the connection cannot be used.
-    pub fn shared(config: &Config, env: &BuildEnv<'_>) -> Result<Arc<Self>, String> {
+    pub fn shared(config: &Config) -> Result<Arc<Self>, String> {
         let client = Client::new(&call_options(config))?;
         let new = || {
             Arc::new(Self {
@@ -107,8 +114,15 @@ impl Provider {
             // What a proxy is told must not stand in a name; and who has one rarely has two configurations.
             return Ok(new());
         }
-        let name = format!("{} {} {}", config.discovery, config.ssl_verify, config.timeout);
-        Ok(Arc::clone(&env.carry.state::<Arc<Self>>(&name, new)))
+        let mut providers = PROVIDERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (config.discovery.clone(), config.verifies(), config.timeout);
+        if let Some(provider) = providers.get(&key).and_then(Weak::upgrade) {
+            return Ok(provider);
+        }
+        let provider = new();
+        providers.retain(|_, provider| provider.strong_count() > 0);
+        providers.insert(key, Arc::downgrade(&provider));
+        Ok(provider)
     }
 
     /// The discovery document.
@@ -172,7 +186,7 @@ pub fn call_options(config: &Config) -> http_call::Options {
         except: proxy.no_proxy.clone(),
     });
     http_call::Options {
-        verify: config.ssl_verify,
+        verify: config.verifies(),
         timeout: Duration::from_millis(milliseconds),
         proxy,
         ..http_call::Options::default()
@@ -198,6 +212,24 @@ mod tests {
         assert_eq!(read, Ok(expected));
         assert_eq!(Discovery::parse(b"[]").unwrap_err(), "it is no JSON object (line 1 column 0)");
         assert!(Discovery::parse(b"<html>").is_err());
+    }
+
+    #[test]
+    fn is_shared_and_forgotten_with_the_last_who_names_it() {
+        let config = |address: &str| -> Config {
+            let conf = serde_json::json!({"client_id": "a", "discovery": address});
+            serde_json::from_value(conf).unwrap()
+        };
+        let named = |address: &str| Provider::shared(&config(address)).unwrap();
+        let known = |address: &str| {
+            let providers = PROVIDERS.lock().unwrap_or_else(PoisonError::into_inner);
+            providers.keys().any(|(known, _, _)| known == address)
+        };
+        let one = named("https://one.example");
+        assert!(Arc::ptr_eq(&one, &named("https://one.example")));
+        drop(one);
+        let _other = named("https://other.example");
+        assert!(!known("https://one.example") && known("https://other.example"));
     }
 
     proptest! {

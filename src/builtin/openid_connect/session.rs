@@ -20,7 +20,7 @@ use super::{
 use crate::{
     builtin::shared::{
         cookie::{self, Attributes},
-        redis_store::{Options, RedisStore},
+        redis_store::{Options, RedisStore, Tls},
         seal::Sealer,
     },
     plugin::exchange::Exchange,
@@ -137,10 +137,13 @@ impl Sessions {
                 password: redis.password.clone().filter(|password| !password.is_empty()),
                 database: redis.database,
                 prefix: redis.prefix.clone(),
-                tls: redis.ssl,
-                verify: redis.ssl_verify,
+                tls: redis
+                    .ssl
+                    .then(|| Tls { verify: redis.ssl_verify, server_name: redis.server_name.clone() }),
                 connect_timeout: Duration::from_millis(redis.connect_timeout),
-                timeout: Duration::from_millis(redis.read_timeout),
+                // A command is sent and answered in one go here.
+                timeout: Duration::from_millis(redis.send_timeout.saturating_add(redis.read_timeout)),
+                idle: Duration::from_millis(redis.keepalive_timeout),
             })?)),
             _ => None,
         };

@@ -1,7 +1,10 @@
 //! What needs no provider: configurations, headers, addresses, sessions.
 
 use super::*;
-use crate::plugin::testing::{self, Kit};
+use crate::{
+    compat::Compat,
+    plugin::testing::{self, Kit},
+};
 
 fn conf(over: Value) -> Value {
     let mut conf = json!({
@@ -25,6 +28,39 @@ fn schemas_compile() {
 #[track_caller]
 fn refused(over: Value, expected: &str) {
     assert_eq!(testing::refusal::<Plugin>(conf(over.clone())), expected, "{over}");
+}
+
+#[test]
+fn very_old_configurations() {
+    let setup = |compat: Compat| testing::Setup::new().compat(compat);
+    let built =
+        |compat: Compat, over: Value| setup(compat).build::<Plugin>(conf(over)).map(|plugin| plugin.conf);
+    let verifies = |compat: Compat, over: Value| built(compat, over).unwrap().verifies();
+    assert!(verifies(Compat::Now, json!({})) && !verifies(Compat::V3_2, json!({})));
+    assert!(verifies(Compat::V3_2, json!({"ssl_verify": true})));
+    assert!(!verifies(Compat::Now, json!({"ssl_verify": "no"})));
+    refused(
+        json!({"ssl_verify": "yes"}),
+        "property \"ssl_verify\" validation failed: wrong type: expected boolean, got string",
+    );
+
+    let secret = |over: Value| built(Compat::V3_2, over).unwrap().session.map(|session| session.secret);
+    let derived = secret(json!({"session": null})).expect("a secret");
+    assert_eq!(secret(json!({"session": null})), Some(derived.clone()));
+    assert_ne!(secret(json!({"session": null, "client_secret": "t"})), Some(derived.clone()));
+    assert!(derived.len() >= 32 && !derived.contains("s3cret"));
+    assert_eq!(secret(json!({"session": null, "bearer_only": true})), None);
+    assert_eq!(secret(json!({})).as_deref(), Some("0123456789abcdef"));
+
+    let completed = |compat: Compat, over: Value| {
+        let setup = setup(compat);
+        <Plugin as contract::Plugin>::completed(&conf(over), &setup.check_env()).unwrap()
+    };
+    assert_eq!(completed(Compat::Now, json!({"ssl_verify": "no"}))["ssl_verify"], false);
+    assert_eq!(completed(Compat::Now, json!({})), conf(json!({})));
+    let written = completed(Compat::V3_2, json!({"session": null}));
+    assert_eq!(written["ssl_verify"], false);
+    assert!(written["session"]["secret"].as_str().is_some_and(|secret| secret.len() >= 32));
 }
 
 #[test]

@@ -17,9 +17,9 @@ use ldap3::{
     DerefAliases, Ldap, LdapConnAsync, LdapConnSettings, LdapError, LdapResult, Scope, SearchEntry,
     SearchOptions, SearchResult,
 };
-use native_tls::{Certificate, TlsConnector};
+use native_tls::TlsConnector;
 
-use super::{http_call, is_secret_ref};
+use super::{is_secret_ref, tls};
 
 /// RFC 4511 appendix A: the operation succeeded.
 const SUCCESS: u32 = 0;
@@ -184,7 +184,7 @@ impl Directory {
             None if is_secret_ref(address) => None,
             None => return Err("ldap_uri must be a host, or a host and a port, without a scheme".into()),
         };
-        let connector = if options.tls == Tls::Off { None } else { Some(connector(options.verify)?) };
+        let connector = if options.tls == Tls::Off { None } else { Some(tls::connector(options.verify)?) };
         Ok(Self { shared: Arc::new(Shared { url, options, connector, waiting: Mutex::default() }) })
     }
 
@@ -383,19 +383,6 @@ async fn watch(directory: Weak<Shared>, keepalive: Duration) {
             return;
         }
     }
-}
-
-/// TLS that trusts whom calls of plugins trust.
-fn connector(verify: bool) -> Result<TlsConnector, String> {
-    let mut builder = TlsConnector::builder();
-    builder.danger_accept_invalid_certs(!verify).danger_accept_invalid_hostnames(!verify);
-    if let (true, Some(pem)) = (verify, http_call::trusted()) {
-        builder.disable_built_in_roots(true);
-        for certificate in Certificate::stack_from_pem(pem).map_err(|error| error.to_string())? {
-            builder.add_root_certificate(certificate);
-        }
-    }
-    builder.build().map_err(|error| format!("TLS cannot be set up: {error}"))
 }
 
 fn succeeded(operation: &'static str, result: LdapResult) -> Result<(), LdapFailure> {

@@ -23,6 +23,7 @@ pub mod seal;
 pub mod seen;
 pub mod session_map;
 pub mod substitute;
+pub mod tls;
 
 /// Whether a configuration value only refers to a secret, so that it cannot be judged before it is resolved.
 /// APISIX: `secret.lua is_secret_ref`.

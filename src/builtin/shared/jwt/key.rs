@@ -493,6 +493,28 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_vector_of_rfc_7515_with_es512() {
+        // Appendix A.4; A.2 and A.3 are beside the key sets.
+        let coordinate =
+            |text: &str| openssl::bn::BigNum::from_slice(&base64::decode_url(text).unwrap()).unwrap();
+        let x = coordinate(
+            "AekpBQ8ST8a8VcfVOTNl353vSrDCLLJXmPk06wTjxrrjcBpXp5EOnYG_NjFZ6OvLFV1jSfS9tsz4qUxcWceqwQGk",
+        );
+        let y = coordinate(
+            "ADSmRA43Z1DSNx_RvcLI87cdL07l6jQyyBXMoxVg_l2Th-x3S1WDhjDly79ajL4Kkd0AZMaZmh9ubmf63e3kyMj2",
+        );
+        let curve = EcGroup::from_curve_name(Nid::SECP521R1).unwrap();
+        let key = EcKey::from_public_key_affine_coordinates(&curve, &x, &y).unwrap();
+        let pem = PKey::from_ec_key(key).unwrap().public_key_to_pem().unwrap();
+        let key = VerifyingKey::from_pem(Algorithm::ES512, &String::from_utf8(pem).unwrap()).unwrap();
+        let text = "eyJhbGciOiJFUzUxMiJ9.UGF5bG9hZA.\
+                    AdwMgeerwtHoh-l192l60hp9wAHZFVJbLfD_UxMi70cwnZOYaRI1bKPWROc-mZZqwqT2SI-KGDKB34XO0aw_7XdtAG8GaSwFK\
+                    dCAPZgoXD2YBJZCPEX3xKpRwcdOO8KpEHwJjyqOgzDO7iKvU8vcnwNrmxYbSW9ERBXukOXolLzeO_Jn";
+        assert!(key.accepts(&Token::parse(text).unwrap()));
+        assert!(!key.accepts(&Token::parse(&text.replace("UGF5", "UGF6")).unwrap()));
+    }
+
+    #[test]
     fn the_vector_of_rfc_8037() {
         // Appendix A.4: the key is A.2's, here as SPKI.
         let pem = "-----BEGIN PUBLIC KEY-----\n\
