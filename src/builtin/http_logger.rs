@@ -82,7 +82,7 @@ struct Collector {
 impl contract::Plugin for Plugin {
     const NAME: &'static str = "http-logger";
     const PRIORITY: i32 = 410;
-    const PHASES: Phases = Phases::ACCESS.and(Phases::BODY_TAP).and(Phases::LOG);
+    const PHASES: Phases = Phases::ACCESS.and(Phases::BODY_FILTER).and(Phases::LOG);
     const ENCRYPT: &'static [&'static str] = &["auth_header"];
     type Config = Config;
 

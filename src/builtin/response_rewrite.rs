@@ -253,6 +253,13 @@ impl contract::Plugin for Plugin {
         })
     }
 
+    fn phases(&self) -> Phases {
+        match self.body {
+            Body::Keep => Phases::HEADER_FILTER,
+            _ => Self::PHASES,
+        }
+    }
+
     fn header_filter(&self, x: &mut Exchange<'_>, head: &mut ResponseHeader) {
         if self.vars.as_ref().is_some_and(|vars| !vars.eval(&HeadLookup::new(x, head))) {
             return;
@@ -273,9 +280,6 @@ impl contract::Plugin for Plugin {
     }
 
     fn body_filter(&self, x: &mut Exchange<'_>, chunk: &mut Option<Bytes>, last: bool) {
-        if matches!(self.body, Body::Keep) {
-            return;
-        }
         match (x.local::<Work>(), &self.body) {
             (Work::Pass, _) | (_, Body::Keep) => {}
             (Work::Drop, _) => *chunk = None,

@@ -166,7 +166,7 @@ impl Chain {
 
     /// Runs the body_filter hooks.
     pub fn body_filter(&self, x: &mut Exchange<'_>, chunk: &mut Option<Bytes>, last: bool) {
-        for step in self.for_phase(Phases::BODY_FILTER.and(Phases::BODY_TAP)) {
+        for step in self.for_phase(Phases::BODY_FILTER) {
             if step.applies(x) {
                 x.running = step.identity();
                 step.hooks.body_filter(x, chunk, last);

@@ -15,15 +15,14 @@ impl Phases {
     pub const BEFORE_PROXY: Phases = Phases(4);
     /// The response's head is about to leave. APISIX: `header_filter`.
     pub const HEADER_FILTER: Phases = Phases(8);
-    /// A piece of the response's body is about to leave. APISIX: `body_filter`.
+    /// A piece of the response's body is about to leave. APISIX: `body_filter`. Who will change the body says so before,
+    /// in `header_filter`, by taking away what the head tells of it; who only looks leaves the head alone.
     pub const BODY_FILTER: Phases = Phases(16);
     /// The exchange is over. APISIX: `log`.
     pub const LOG: Phases = Phases(32);
     /// The upstream answered; plugins may wait and ask for the body. APISIX has no such phase: there
     /// ext-plugin-post-resp asks the upstream itself, in `before_proxy`.
     pub const RESPONSE: Phases = Phases(64);
-    /// The hook of [`Phases::BODY_FILTER`], of a plugin that only looks at the pieces: the response keeps its length.
-    pub const BODY_TAP: Phases = Phases(128);
 
     /// Both sets together, usable in constants.
     pub const fn and(self, other: Phases) -> Phases {

@@ -67,10 +67,6 @@ pub async fn head(
         ctx.chain.header_filter(&mut x, head);
         ctx.request.status = Some(head.status.as_u16());
     }
-    if runs(ctx, Phases::BODY_FILTER) {
-        // The new length is known only at the end.
-        head.remove_header(&header::CONTENT_LENGTH);
-    }
     frame(session, head)
 }
 
@@ -132,7 +128,7 @@ pub(super) fn bodiless(status: StatusCode) -> bool {
 /// # Errors
 /// The body is held back for a plugin and is larger than may be buffered.
 pub fn body(session: &mut Session, ctx: &mut Ctx, chunk: &mut Option<Bytes>, last: bool) -> Result<()> {
-    if !runs(ctx, Phases::BODY_FILTER.and(Phases::BODY_TAP).and(Phases::RESPONSE)) {
+    if !runs(ctx, Phases::BODY_FILTER.and(Phases::RESPONSE)) {
         return Ok(());
     }
     if ctx.held.is_some() {

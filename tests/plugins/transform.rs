@@ -65,7 +65,11 @@ fn response_rewrite() {
     let fixture =
         Fixture::new(json!({"response-rewrite": {"vars": [["status", "==", 404]], "body": "gone"}}));
     fixture.get("/?status=404", &[]).expect(404).expect_body("gone");
-    fixture.get("/", &[]).expect(200).expect_in_body("\"uri\":\"/\"");
+    let kept = fixture.get("/", &[]).expect(200).expect_in_body("\"uri\":\"/\"");
+    assert!(kept.header("Content-Length").is_some(), "the body is as it was");
+
+    let fixture = Fixture::new(json!({"response-rewrite": {"headers": {"X-A": "b"}}}));
+    assert!(fixture.get("/", &[]).expect_header("X-A", "b").header("Content-Length").is_some());
 
     let fixture = Fixture::new(json!({"response-rewrite": {"body": "aGVsbG8=", "body_base64": true}}));
     fixture.get("/", &[]).expect(200).expect_body("hello");

@@ -166,7 +166,7 @@ impl LogEntry {
             phases = phases.and(Phases::ACCESS);
         }
         if self.response_body.included {
-            phases = phases.and(Phases::BODY_TAP);
+            phases = phases.and(Phases::BODY_FILTER);
         }
         phases
     }
