@@ -11,7 +11,6 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
-use pingora::http::ResponseHeader;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -138,7 +137,7 @@ struct Rule {
     limit: Option<HeaderValue>,
 }
 
-/// A header's name, and the letters in which it leaves in HTTP/1.
+/// A header's name, and the letters in which it leaves in HTTP/1: APISIX's clients see them as they are configured.
 struct Cased {
     name: HeaderName,
     letters: Bytes,
@@ -147,7 +146,7 @@ struct Cased {
 impl contract::Plugin for Plugin {
     const NAME: &'static str = "limit-count";
     const PRIORITY: i32 = 1002;
-    const PHASES: Phases = Phases::ACCESS.and(Phases::HEADER_FILTER);
+    const PHASES: Phases = Phases::ACCESS;
     const ENCRYPT: &'static [&'static str] = &["redis_password", "sentinel_password"];
     type Config = Config;
 
@@ -220,16 +219,6 @@ impl contract::Plugin for Plugin {
             Rules::Many(rules) => self.count_many(rules, x),
         }
     }
-
-    fn header_filter(&self, _x: &mut Exchange<'_>, head: &mut ResponseHeader) {
-        if !self.shows_quota {
-            return;
-        }
-        // The names left in lower case; APISIX's clients see them as they are configured.
-        for header in self.rules.iter().flat_map(|rule| &rule.headers) {
-            header.spell(head);
-        }
-    }
 }
 
 impl Plugin {
@@ -257,9 +246,9 @@ impl Plugin {
         if self.shows_quota {
             let [limit, remaining, reset] = &rule.headers;
             let quota = rule.limit.clone().unwrap_or_else(|| integer(charge.count));
-            x.set_response_header(limit.name.clone(), quota);
-            x.set_response_header(remaining.name.clone(), verdict.remaining.into());
-            x.set_response_header(reset.name.clone(), hundredths(verdict.reset));
+            limit.set(quota, x);
+            remaining.set(verdict.remaining.into(), x);
+            reset.set(hundredths(verdict.reset), x);
         }
         if verdict.accepted { CONTINUE } else { self.rejection.reply().into() }
     }
@@ -344,16 +333,8 @@ impl Cased {
         Ok(Self { name, letters: text.into() })
     }
 
-    /// Gives the header its letters; a node's header of the same name stays beside the gateway's.
-    fn spell(&self, head: &mut ResponseHeader) {
-        let mut values = head.headers.get_all(&self.name).iter();
-        let Some(first) = values.next().cloned() else { return };
-        let others: Vec<HeaderValue> = values.cloned().collect();
-        // Fails only when the map is full, and it has an entry of this name.
-        let _ = head.insert_header(self.letters.clone(), first);
-        for value in others {
-            let _ = head.append_header(self.letters.clone(), value);
-        }
+    fn set(&self, value: HeaderValue, x: &mut Exchange<'_>) {
+        x.set_response_header_as(self.letters.clone(), self.name.clone(), value);
     }
 }
 

@@ -338,7 +338,7 @@ mod tests {
             assert_eq!(testing::answer(&flow), said, "{result}");
             let told: Vec<_> = x.ctx.response_headers.iter().collect();
             let told: Vec<_> =
-                told.iter().map(|(name, value, _)| (name.as_str(), value.to_str().unwrap())).collect();
+                told.iter().map(|field| (field.name.as_str(), field.value.to_str().unwrap())).collect();
             assert_eq!(told, headers, "{result}");
         });
     }

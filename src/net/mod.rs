@@ -10,5 +10,6 @@ pub mod escape;
 pub mod host;
 pub mod host_pattern;
 pub mod ip_set;
+pub mod ip_text;
 pub mod lossless;
 pub mod uri;

@@ -13,7 +13,7 @@ use super::{
     env::Carry,
     metrics::Metrics,
     reply::Reply,
-    request::{HeaderMode, RequestCtx},
+    request::{HeaderMode, RequestCtx, ResponseField},
 };
 use crate::{
     compat::Compat,
@@ -156,6 +156,12 @@ impl<'a> Exchange<'a> {
     /// Sets a header of the response to come, whoever will make it.
     pub fn set_response_header(&mut self, name: HeaderName, value: HeaderValue) {
         self.ctx.set_response_header(name, value, HeaderMode::Set);
+    }
+
+    /// Sets a header of the response to come; in HTTP/1 its name leaves in these letters.
+    pub fn set_response_header_as(&mut self, letters: Bytes, name: HeaderName, value: HeaderValue) {
+        let field = ResponseField { name, letters: Some(letters), value, mode: HeaderMode::Set };
+        self.ctx.set_response_field(field);
     }
 
     /// Adds a header of the response to come beside others of its name.

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use serde_json::Value;
 
@@ -52,6 +53,19 @@ pub struct Edits {
     pub host: Option<HeaderValue>,
     /// Picks another upstream than the route's. APISIX: `ctx.upstream_id` (traffic-split).
     pub upstream_id: Option<Arc<str>>,
+}
+
+/// A header of the response to come.
+#[derive(Debug)]
+pub struct ResponseField {
+    /// Its name.
+    pub name: HeaderName,
+    /// The name in the letters in which it leaves in HTTP/1, if they are not the usual ones.
+    pub letters: Option<Bytes>,
+    /// Its value.
+    pub value: HeaderValue,
+    /// Beside others of its name, or in their place.
+    pub mode: HeaderMode,
 }
 
 /// How a response header that a plugin asked for joins those of the upstream.
@@ -114,7 +128,7 @@ pub struct RequestCtx {
     /// Changes to the upstream request.
     pub edits: Edits,
     /// Response headers that plugins set before the response's head was there.
-    pub response_headers: Vec<(HeaderName, HeaderValue, HeaderMode)>,
+    pub response_headers: Vec<ResponseField>,
     /// The matched route.
     pub route: Option<Arc<RouteMeta>>,
     /// Index into `route.paths` of the pattern that matched.
@@ -191,10 +205,15 @@ impl RequestCtx {
 
     /// Sets a header of the response to come, whoever will make it.
     pub fn set_response_header(&mut self, name: HeaderName, value: HeaderValue, mode: HeaderMode) {
-        if mode == HeaderMode::Set {
-            self.response_headers.retain(|(other, ..)| *other != name);
+        self.set_response_field(ResponseField { name, letters: None, value, mode });
+    }
+
+    /// The same with a choice of letters.
+    pub fn set_response_field(&mut self, field: ResponseField) {
+        if field.mode == HeaderMode::Set {
+            self.response_headers.retain(|other| other.name != field.name);
         }
-        self.response_headers.push((name, value, mode));
+        self.response_headers.push(field);
     }
 }
 

@@ -324,7 +324,7 @@ pub fn response_header(flow: &Flow, x: &Exchange<'_>, name: &str) -> Option<Stri
     {
         return Some(text(value));
     }
-    x.ctx.response_headers.iter().find(|(other, ..)| other == name).map(|(_, value, _)| text(value))
+    x.ctx.response_headers.iter().find(|other| other.name == name).map(|found| text(&found.value))
 }
 
 /// The request headers as they stand now.

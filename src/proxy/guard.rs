@@ -304,7 +304,7 @@ fn body_size(session: &Session, options: &Options) -> Result<(), Reply> {
 const X_FORWARDED_PROTO: &str = "X-Forwarded-Proto";
 const X_FORWARDED_HOST: &str = "X-Forwarded-Host";
 const X_FORWARDED_PORT: &str = "X-Forwarded-Port";
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The headers that tell the upstream who authenticated; only the gateway writes them.
 const IDENTITY: [HeaderName; 3] = crate::plugin::exchange::IDENTITY_HEADERS;
 

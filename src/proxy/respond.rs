@@ -14,7 +14,7 @@ use super::{Ctx, answer::Held, options::Options, response};
 use crate::plugin::{
     exchange::Exchange,
     reply::{Reply, ReplyBody},
-    request::HeaderMode,
+    request::{HeaderMode, ResponseField},
 };
 use crate::vars::clock;
 
@@ -92,13 +92,16 @@ fn compose(reply: &Reply, options: &Options) -> Result<(ResponseHeader, Bytes)> 
 
 /// Headers that plugins set before the response's head was there.
 pub fn join_headers(ctx: &mut Ctx, head: &mut ResponseHeader) -> Result<()> {
-    for (name, value, mode) in ctx.request.response_headers.drain(..) {
+    for ResponseField { name, letters, value, mode } in ctx.request.response_headers.drain(..) {
         // Beside an upstream's header of the same name, as nginx does; but one Content-Type is enough.
-        match mode {
-            HeaderMode::Set if name == header::CONTENT_TYPE || name == header::LOCATION => {
+        match (mode, letters) {
+            (HeaderMode::Set, _) if name == header::CONTENT_TYPE || name == header::LOCATION => {
                 head.insert_header(name, value)?;
             }
-            _ => {
+            (_, Some(letters)) => {
+                head.append_header(letters, value)?;
+            }
+            (_, None) => {
                 head.append_header(name, value)?;
             }
         }

@@ -1,11 +1,6 @@
 //! From the chosen upstream to the request that its node sees, once per try.
 
-use std::{
-    io::{self, Write},
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use http::{HeaderValue, header};
 use pingora::{
@@ -17,7 +12,10 @@ use pingora_proxy::Session;
 
 use super::{Ctx, guard, respond, response};
 use crate::{
-    net::escape::{Escape, escape_into},
+    net::{
+        escape::{Escape, escape_into},
+        ip_text::IpText,
+    },
     plugin::{
         body::BodyState,
         exchange::Exchange,
@@ -143,8 +141,8 @@ pub fn request(session: &Session, ctx: &mut Ctx, head: &mut RequestHeader) -> Re
     if head.headers.contains_key(header::EXPECT) {
         head.remove_header(&header::EXPECT);
     }
-    let client = ClientText::new(ctx.request.client.ip());
-    head.insert_header(X_REAL_IP, client.header())?;
+    let client = IpText::new(ctx.request.client.ip());
+    head.insert_header(X_REAL_IP, address(&client))?;
     forwarded_for(head, &client)?;
     if !ctx.route.as_ref().is_some_and(|route| route.websocket) && head.headers.contains_key(header::UPGRADE)
     {
@@ -190,60 +188,23 @@ fn origin_form(session: &Session, head: &mut RequestHeader) -> Result<()> {
     head.set_raw_path(&target)
 }
 
-fn forwarded_for(head: &mut RequestHeader, client: &ClientText) -> Result<()> {
+fn forwarded_for(head: &mut RequestHeader, client: &IpText) -> Result<()> {
     let mut list = Vec::new();
-    for value in head.headers.get_all(X_FORWARDED_FOR) {
+    for value in head.headers.get_all(&guard::X_FORWARDED_FOR) {
         list.extend_from_slice(value.as_bytes());
         list.extend_from_slice(b", ");
     }
     if list.is_empty() {
-        return head.insert_header(X_FORWARDED_FOR, client.header());
+        return head.insert_header(X_FORWARDED_FOR, address(client));
     }
-    list.extend_from_slice(client.bytes());
-    let value = HeaderValue::from_bytes(&list).unwrap_or_else(|_| client.header());
+    list.extend_from_slice(client.as_bytes());
+    let value = HeaderValue::from_bytes(&list).unwrap_or_else(|_| address(client));
     head.insert_header(X_FORWARDED_FOR, value)
 }
 
-/// The client's address as text, for both headers.
-struct ClientText {
-    // Holds the longest address of either family.
-    text: [u8; 45],
-    length: usize,
-}
-
-impl ClientText {
-    fn new(ip: IpAddr) -> Self {
-        let mut text = [0; 45];
-        let mut rest = &mut text[..];
-        let written = match ip {
-            IpAddr::V4(ip) => write_v4(&mut rest, ip),
-            IpAddr::V6(ip) => write!(rest, "{ip}"),
-        };
-        written.expect("an address has at most 45 characters");
-        let length = 45 - rest.len();
-        Self { text, length }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.text[..self.length]
-    }
-
-    fn header(&self) -> HeaderValue {
-        HeaderValue::from_bytes(self.bytes()).expect("an address is ASCII")
-    }
-}
-
-/// A tenth of what `Display` costs, on every request.
-fn write_v4(out: &mut &mut [u8], ip: Ipv4Addr) -> io::Result<()> {
-    for (i, part) in ip.octets().into_iter().enumerate() {
-        if i > 0 {
-            out.write_all(b".")?;
-        }
-        let digits = [b'0' + part / 100, b'0' + part / 10 % 10, b'0' + part % 10];
-        let leading = usize::from(part < 100) + usize::from(part < 10);
-        out.write_all(&digits[leading..])?;
-    }
-    Ok(())
+/// The client's address as a header's value.
+fn address(client: &IpText) -> HeaderValue {
+    HeaderValue::from_bytes(client.as_bytes()).expect("an address is ASCII")
 }
 
 /// Ends the running try and says whether another may follow.
@@ -315,25 +276,5 @@ pub fn replayed_body(session: &Session, ctx: &Ctx) -> Option<bytes::Bytes> {
     match &ctx.request.body {
         BodyState::PutBack(body) if !body.is_empty() => Some(body.clone()),
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_written_as_display_writes_them() {
-        let longest = "2001:0db8:1111:2222:3333:4444:5555:6666";
-        for text in
-            ["0.0.0.0", "1.10.100.255", "127.0.0.1", "255.255.255.255", "::1", "::ffff:1.2.3.4", longest]
-        {
-            let ip: IpAddr = text.parse().expect("an address");
-            assert_eq!(ClientText::new(ip).bytes(), ip.to_string().as_bytes(), "{text}");
-        }
-        for part in 0..=u8::MAX {
-            let ip = IpAddr::from([part, 0, 0, part]);
-            assert_eq!(ClientText::new(ip).bytes(), ip.to_string().as_bytes());
-        }
     }
 }

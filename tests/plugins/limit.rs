@@ -23,6 +23,8 @@ fn limit_count() {
         (first.header("X-RateLimit-Limit"), first.header("X-RateLimit-Remaining")),
         (Some("2"), Some("1"))
     );
+    let letters = first.headers.iter().filter(|(name, _)| name.starts_with("X-RateLimit-")).count();
+    assert_eq!(letters, 3, "as they are configured: {:?}", first.headers);
     let reset: f64 = first.header("X-RateLimit-Reset").unwrap().parse().unwrap();
     assert!(reset > 50.0 && reset <= 60.0, "{reset}");
     fixture.get("/", &jack).expect(200).expect_header("X-RateLimit-Remaining", "0");

@@ -197,8 +197,8 @@ fn requests_that_bring_nothing_good() {
 
 /// The cookies that a response sets, as the browser would send them.
 fn jar(x: &Exchange<'_>) -> String {
-    let set = x.ctx.response_headers.iter().filter(|(name, ..)| name == header::SET_COOKIE);
-    let pairs = set.map(|(_, value, _)| value.to_str().unwrap().split(';').next().unwrap().to_owned());
+    let set = x.ctx.response_headers.iter().filter(|field| field.name == header::SET_COOKIE);
+    let pairs = set.map(|field| field.value.to_str().unwrap().split(';').next().unwrap().to_owned());
     pairs.collect::<Vec<_>>().join("; ")
 }
 

@@ -372,7 +372,7 @@ fn set_response_headers(entries: &[Entry], not: &[HeaderName], x: &mut Exchange<
         match value {
             Some(value) if first => x.ctx.set_response_header(name.clone(), value, HeaderMode::Set),
             Some(value) => x.ctx.set_response_header(name.clone(), value, HeaderMode::Append),
-            None => x.ctx.response_headers.retain(|(other, ..)| *other != name),
+            None => x.ctx.response_headers.retain(|other| other.name != name),
         }
         if first {
             seen.push(name);
@@ -430,7 +430,10 @@ fn new_args(old: &str, changes: &[Entry]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plugin::testing::{Kit, headers};
+    use crate::plugin::{
+        request::ResponseField,
+        testing::{Kit, headers},
+    };
 
     fn entries(list: &[(&str, Option<&str>)]) -> Vec<Entry> {
         let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
@@ -522,9 +525,7 @@ mod tests {
             x.set_response_header(HeaderName::from_static("x-a"), HeaderValue::from_static("0"));
             let sent = Sent::new(x);
             apply(Rewrite { response_headers: list, ..Rewrite::default() }, &sent, x).await.unwrap();
-            let show = |(name, value, _): &(HeaderName, HeaderValue, HeaderMode)| {
-                format!("{name}={}", value.to_str().unwrap())
-            };
+            let show = |field: &ResponseField| format!("{}={}", field.name, field.value.to_str().unwrap());
             x.ctx.response_headers.iter().map(show).collect::<Vec<_>>()
         });
         assert_eq!(seen, ["x-a=1", "x-a=2"]);

@@ -1,13 +1,14 @@
 //! What limit-count, limit-req and limit-conn share: whose budget a request uses, numbers that may come from the
 //! request, and the refusal.
 
-use std::{cell::RefCell, fmt::Write};
+use std::cell::RefCell;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::counter::Scope;
 use crate::{
+    net::ip_text::IpText,
     plugin::{exchange::Exchange, fingerprint::Fingerprint, reply::Reply},
     vars::{lua, template::Template, var::Var},
 };
@@ -84,11 +85,7 @@ impl LimitKey {
 }
 
 fn client(scope: Scope, x: &Exchange<'_>) -> Fingerprint {
-    written(|out| {
-        // Writing to a String cannot fail.
-        let _ = write!(out, "{}", x.client_ip());
-        scope.key(out)
-    })
+    scope.key(IpText::new(x.client_ip()).as_str())
 }
 
 fn written<R>(with: impl FnOnce(&mut String) -> R) -> R {
