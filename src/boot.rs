@@ -186,6 +186,7 @@ impl Assembly<'_> {
 
     /// One proxy service for listeners with HTTP/2 and one for those without.
     fn data_plane(&self, server: &mut Server) -> Result<()> {
+        let proxy = self.proxy(server)?;
         for http2 in [false, true] {
             let listeners = self.settings.http_listeners();
             let listeners: Vec<_> = listeners.into_iter().filter(|one| one.http2 == http2).collect();
@@ -193,8 +194,8 @@ impl Assembly<'_> {
                 continue;
             }
             let front = Front {
-                http1: self.proxy(server, false)?,
-                http2: http2.then(|| self.proxy(server, true)).transpose()?,
+                proxy: proxy.clone(),
+                http2,
                 patience: self.settings.nginx_config.http.client_header_timeout,
                 keepalive: self.settings.nginx_config.http.keepalive_timeout,
                 metrics: self.control.env().metrics.clone(),
@@ -208,12 +209,13 @@ impl Assembly<'_> {
         Ok(())
     }
 
-    /// Pingora's proxy around the gateway, speaking HTTP/1 or HTTP/2.
-    fn proxy(&self, server: &Server, http2: bool) -> Result<Arc<HttpProxy<Gateway>>> {
+    /// Pingora's proxy around the gateway.
+    fn proxy(&self, server: &Server) -> Result<Arc<HttpProxy<Gateway>>> {
         let mut proxy = HttpProxy::new(self.gateway()?, server.configuration.clone());
         proxy.handle_init_modules();
         let mut options = HttpServerOptions::default();
-        options.h2c = http2;
+        // Asked of connections that begin as HTTP/2 does.
+        options.h2c = true;
         options.h2_idle_timeout = Some(self.settings.nginx_config.http.keepalive_timeout);
         proxy.server_options = Some(options);
         Ok(Arc::new(proxy))

@@ -18,7 +18,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use pingora::{apps::ServerApp, protocols::Stream, server::ShutdownWatch};
+use pingora::{
+    apps::{HttpServerApp, ServerApp},
+    protocols::{Stream, http::ServerSession as HttpSession},
+    server::ShutdownWatch,
+};
 use pingora_proxy::HttpProxy;
 
 use super::Gateway;
@@ -29,10 +33,10 @@ const PREFACE: &[u8; 3] = b"PRI";
 
 /// What listens for clients.
 pub struct Front {
-    /// Speaks HTTP/1 only.
-    pub http1: Arc<HttpProxy<Gateway>>,
-    /// Speaks HTTP/2 in clear, where it is wanted.
-    pub http2: Option<Arc<HttpProxy<Gateway>>>,
+    /// One for all listeners: it has the connections to nodes, and a megabyte of trusted authorities.
+    pub proxy: Arc<HttpProxy<Gateway>>,
+    /// Whether HTTP/2 in clear is wanted.
+    pub http2: bool,
     /// How long a client may take to send its first bytes. nginx: `client_header_timeout`.
     pub patience: Duration,
     /// How long a connection may stay open from one answer to the head of the next request.
@@ -109,20 +113,34 @@ impl Idle {
 
 impl Front {
     /// Serves HTTP/1 until the client leaves or is idle for too long.
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
         let idle = Arc::new(Idle(AtomicU64::new(BUSY)));
         // In the task that the framework made. In one of its own, requests moved between threads more often, and an
         // upstream connection that the pool's watcher on another thread is just letting go of counts as taken there.
-        let mut serving = pin!(CONNECTION.scope(idle.clone(), self.http1.process_new(stream, shutdown)));
+        let mut serving = pin!(CONNECTION.scope(idle.clone(), self.requests(stream, shutdown)));
         let mut wait = pin!(tokio::time::sleep(self.keepalive));
         loop {
             tokio::select! {
                 biased;
-                left = &mut serving => return left,
+                () = &mut serving => return,
                 () = &mut wait => {}
             }
-            let rest = idle.rest(self.keepalive, Instant::now())?;
+            let Some(rest) = idle.rest(self.keepalive, Instant::now()) else { return };
             wait.as_mut().reset((Instant::now() + rest).into());
+        }
+    }
+
+    /// One request after another. Pingora's own loop would look for HTTP/2 again.
+    async fn requests(&self, stream: Stream, shutdown: &ShutdownWatch) {
+        let mut session = HttpSession::new_http1(stream);
+        // Until the first request decides, in `guard`.
+        session.set_keepalive((!*shutdown.borrow()).then_some(self.patience.as_secs().max(1)));
+        while let Some(reused) = self.proxy.process_new_http(session, shutdown).await {
+            let (stream, settings) = reused.consume();
+            session = HttpSession::new_http1(stream);
+            if let Some(settings) = settings {
+                settings.apply_to_session(&mut session);
+            }
         }
     }
 }
@@ -131,22 +149,23 @@ impl Front {
 impl ServerApp for Front {
     async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let _open = Open::new(&self.metrics);
-        let Some(http2) = &self.http2 else { return self.serve(stream, shutdown).await };
+        if !self.http2 {
+            self.serve(stream, shutdown).await;
+            return None;
+        }
         let mut first = [0; PREFACE.len()];
         let peeked = tokio::time::timeout(self.patience, stream.try_peek(&mut first)).await;
         match peeked {
-            Ok(Ok(true)) if first == *PREFACE => http2.process_new(stream, shutdown).await,
+            Ok(Ok(true)) if first == *PREFACE => return self.proxy.process_new(stream, shutdown).await,
             Ok(Ok(_)) => self.serve(stream, shutdown).await,
             // Gone, or silent for too long.
-            Ok(Err(_)) | Err(_) => None,
+            Ok(Err(_)) | Err(_) => {}
         }
+        None
     }
 
     async fn cleanup(&self) {
-        self.http1.cleanup().await;
-        if let Some(http2) = &self.http2 {
-            http2.cleanup().await;
-        }
+        self.proxy.cleanup().await;
     }
 }
 
