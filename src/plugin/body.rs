@@ -158,7 +158,7 @@ fn too_large(limit: usize) -> Reply {
 /// The client is gone.
 pub async fn welcome(session: &mut Session, ctx: &RequestCtx) -> Result<()> {
     let waits = ctx.body == BodyState::Unread && session.req_header().headers.get(header::EXPECT).is_some();
-    if waits { session.as_downstream_mut().write_continue_response().await } else { Ok(()) }
+    if waits { go_on(session).await } else { Ok(()) }
 }
 
 /// A client that sent `Expect: 100-continue` holds its body back until it is told to go on (RFC 9110 §10.1.1).
@@ -166,11 +166,19 @@ async fn answer_expectation(session: &mut Session) -> Result<(), Reply> {
     if session.req_header().headers.get(header::EXPECT).is_none() {
         return Ok(());
     }
-    session
-        .as_downstream_mut()
-        .write_continue_response()
+    go_on(session)
         .await
         .map_err(|e| Reply::status(400).because(format!("client went away before its body: {e}")))
+}
+
+/// Writes `100 Continue`. The framework closes a connection on which a response begins before the request has ended, and
+/// takes this one for a response; the connection may be kept all the same.
+async fn go_on(session: &mut Session) -> Result<()> {
+    let downstream = session.as_downstream_mut();
+    let keepalive = downstream.get_keepalive();
+    downstream.write_continue_response().await?;
+    downstream.set_keepalive(keepalive);
+    Ok(())
 }
 
 async fn read_all(session: &mut Session, declared: Option<usize>, limit: usize) -> Result<Bytes, Reply> {
