@@ -267,6 +267,8 @@ impl contract::Plugin for Plugin {
         if let Some(status) = self.status {
             // Fails for codes outside 100–999 only, and the schema allows fewer.
             let _ = head.set_status(status);
+            // The upstream's words belong to its own status; without them the standard ones are sent.
+            let _ = head.set_reason_phrase(None);
             x.ctx.status = Some(status);
         }
         match self.work(head) {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::Fixture;
+use crate::support::{gateway::Gateway, upstream::Upstream};
 
 #[test]
 fn proxy_rewrite() {
@@ -73,6 +74,14 @@ fn response_rewrite() {
 
     let fixture = Fixture::new(json!({"response-rewrite": {"body": "aGVsbG8=", "body_base64": true}}));
     fixture.get("/", &[]).expect(200).expect_body("hello");
+
+    let upstream =
+        Upstream::with(|_, wire| wire.raw(b"HTTP/1.1 200 Fine With Me\r\nContent-Length: 0\r\n\r\n"));
+    let route = json!({
+        "id": "1", "uri": "/*", "upstream": upstream.resource(), "plugins": {"response-rewrite": {"status_code": 302}},
+    });
+    let gateway = Gateway::file(json!({"routes": [route]}));
+    assert_eq!(gateway.get("/").expect(302).reason, "Found", "the node's words are for the node's status");
 }
 
 #[test]
