@@ -140,8 +140,9 @@ fn health_of_nodes() {
         "nodes": {well.node(): 1, format!("127.0.0.1:{gone}"): 1},
         "checks": {"active": {"type": "tcp", "healthy": {"interval": 1, "successes": 1}, "unhealthy": {"interval": 1, "tcp_failures": 1}}},
     }}]}));
-    // Checks begin with the first request, as in APISIX.
-    gateway.get("/");
+    let early = gateway.control("/v1/healthcheck/routes/1").expect(200).json();
+    assert_eq!(early["nodes"].as_array().map(Vec::len), Some(2), "shown from the start: {early}");
+    // No request comes: the checks find out by themselves.
     eventually("the missing node is noticed", || {
         let report = gateway.control("/v1/healthcheck").text();
         report.contains("\"unhealthy\"") && report.contains(&gone.to_string())

@@ -148,9 +148,6 @@ impl Upstream {
             Some(checks) if defaults.checks == ChecksSwitch::On => Some(Checker::compile(checks)?),
             _ => None,
         };
-        if let (Some(checker), Some(earlier)) = (&checker, earlier.and_then(|e| e.checker.as_ref())) {
-            checker.inherit(earlier);
-        }
         let nodes = compile_nodes(conf, defaults, earlier);
         Ok(Upstream {
             groups: group(conf.kind, &nodes),
@@ -178,9 +175,6 @@ impl Upstream {
     /// # Errors
     /// When there is no such node.
     pub fn pick(&self, selection: &mut Selection, request: &dyn Lookup) -> Result<Picked, PickError> {
-        if let Some(checker) = &self.checker {
-            checker.touch();
-        }
         if let [only] = &*self.nodes {
             return self.hold(selection, 0, only).ok_or(PickError::ResolveFailed);
         }

@@ -4,13 +4,15 @@
 //! clears the successes, a success clears all failures; the counter that reaches its limit decides. Reports that only
 //! confirm a settled state are not counted.
 //!
+//! Differs from APISIX: nodes are probed and shown from the moment their upstream is there, not from its first request.
+//!
 //! Invariant: reading and reporting take no lock, and probing never happens on the path of a request.
 
 pub mod probe;
 
 use std::{
     collections::HashSet,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use serde_json::{Value, json};
@@ -152,8 +154,6 @@ pub(super) struct Checker {
     /// Statuses of finished requests count.
     passive_statuses: bool,
     kind: &'static str,
-    /// APISIX makes a checker when the first request comes; until then nothing is probed or reported.
-    used: AtomicBool,
 }
 
 struct Active {
@@ -229,25 +229,7 @@ impl Checker {
             passive: Limits::new(&passive.healthy, &passive.unhealthy),
             passive_statuses: conf.passive.is_some(),
             kind: kind.name(),
-            used: AtomicBool::new(false),
         })
-    }
-
-    /// Notes that a request came.
-    pub(super) fn touch(&self) {
-        // a shared cache line is written once only
-        if !self.used.load(Ordering::Relaxed) {
-            self.used.store(true, Ordering::Relaxed);
-        }
-    }
-
-    fn is_used(&self) -> bool {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    /// Continues where an earlier version of the same upstream was.
-    pub(super) fn inherit(&self, earlier: &Checker) {
-        self.used.store(earlier.is_used(), Ordering::Relaxed);
     }
 
     /// A try failed and another follows (APISIX: `balancer.lua` pick_server).
@@ -264,12 +246,9 @@ impl Checker {
 
     /// One element of `GET /v1/healthcheck` (APISIX: `control/v1.lua`).
     pub(super) fn report(&self, key: &str, nodes: &[std::sync::Arc<Node>]) -> Value {
-        let listed: Value = if self.is_used() {
-            nodes.iter().map(|node| self.report_node(node)).collect()
-        } else {
-            // an empty Lua table is an object in JSON
-            json!({})
-        };
+        let nodes: Vec<Value> = nodes.iter().map(|node| self.report_node(node)).collect();
+        // An empty Lua table is an object in JSON.
+        let listed = if nodes.is_empty() { json!({}) } else { Value::Array(nodes) };
         json!({"name": key, "nodes": listed, "type": self.kind})
     }
 

@@ -118,7 +118,7 @@ async fn watch(upstream: Arc<Upstream>) {
 }
 
 async fn watch_mode(upstream: &Arc<Upstream>, mode: Mode) {
-    let Some((checker, Active { conf, .. })) = checks(upstream) else {
+    let Some((_, Active { conf, .. })) = checks(upstream) else {
         return;
     };
     let every = match mode {
@@ -130,9 +130,7 @@ async fn watch_mode(upstream: &Arc<Upstream>, mode: Mode) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if checker.is_used() {
-            round(upstream, conf.concurrency.max(1), mode).await;
-        }
+        round(upstream, conf.concurrency.max(1), mode).await;
     }
 }
 
