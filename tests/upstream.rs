@@ -381,8 +381,6 @@ const UPGRADE: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nCo
 fn websocket() {
     let upstream = Upstream::with(|seen, wire| {
         if seen.header("upgrade") == Some("websocket") {
-            // The framework ends the tunnel when a node answers before it has taken the end of the request for sent.
-            std::thread::sleep(Duration::from_millis(20));
             wire.raw(
                 b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                   Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
@@ -395,13 +393,29 @@ fn websocket() {
     let mut document = one_route(upstream.resource());
     document["routes"][0]["enable_websocket"] = json!(true);
     let gateway = Gateway::file(document);
+    // Again and again: the node answers at once, before the gateway has looked up from sending.
+    for _ in 0..300 {
+        let mut client = Connection::open(gateway.ports.http);
+        let switched = client.raw(UPGRADE.as_bytes()).head();
+        assert_eq!(switched.status, 101, "{:?}", switched.headers);
+        assert_eq!(switched.header("Sec-WebSocket-Accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+        for message in [&b"\x81\x85abcd\x09\x07\x0f\x08\x0e"[..], &[0x82; 5000], b"\x88\x80abcd"] {
+            client.raw(message);
+            assert_eq!(client.exactly(message.len()), message);
+        }
+    }
+}
+
+#[test]
+fn an_upgrade_that_was_refused_leaves_an_ordinary_request() {
+    let upstream = Upstream::with(|_, wire| wire.answer(426, &[], b"upgrade required"));
+    let mut document = one_route(upstream.resource());
+    document["routes"][0]["enable_websocket"] = json!(true);
+    let gateway = Gateway::file(document);
     let mut client = Connection::open(gateway.ports.http);
-    let switched = client.raw(UPGRADE.as_bytes()).head();
-    assert_eq!(switched.status, 101, "{:?}", switched.headers);
-    assert_eq!(switched.header("Sec-WebSocket-Accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
-    for message in [&b"\x81\x85abcd\x09\x07\x0f\x08\x0e"[..], &[0x82; 5000], b"\x88\x80abcd"] {
-        client.raw(message);
-        assert_eq!(client.exactly(message.len()), message);
+    for _ in 0..20 {
+        client.raw(UPGRADE.as_bytes()).response().expect(426);
+        client.exchange(&gateway.request("GET", "/plain")).expect(426);
     }
 }
 

@@ -105,8 +105,9 @@ pub fn peer(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         return Error::e_explain(ErrorType::HTTPStatus(500), "proxying without an upstream");
     };
     let timeout = ctx.route.as_ref().and_then(|route| route.timeout.as_ref());
+    let upgrade = may_switch(ctx) && !upstream.scheme().is_h2() && session.is_upgrade_req();
     let host = ctx.request.upstream.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let peer = upstream.peer(&picked, host, PeerOverride { timeout, scheme: None });
+    let peer = upstream.peer(&picked, host, PeerOverride { timeout, scheme: None, upgrade });
     ctx.request.upstream.tries.push(Try {
         addr: picked.addr(),
         began: Instant::now(),
@@ -117,6 +118,11 @@ pub fn peer(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     });
     ctx.current = Some(picked);
     Ok(peer)
+}
+
+/// Whether requests of the route may become tunnels.
+fn may_switch(ctx: &Ctx) -> bool {
+    ctx.route.as_ref().is_some_and(|route| route.websocket)
 }
 
 /// Turns the client's request into the one that the node sees.
@@ -144,8 +150,7 @@ pub fn request(session: &Session, ctx: &mut Ctx, head: &mut RequestHeader) -> Re
     let client = IpText::new(ctx.request.client.ip());
     head.insert_header(X_REAL_IP, address(&client))?;
     forwarded_for(head, &client)?;
-    if !ctx.route.as_ref().is_some_and(|route| route.websocket) && head.headers.contains_key(header::UPGRADE)
-    {
+    if !may_switch(ctx) && head.headers.contains_key(header::UPGRADE) {
         head.remove_header(&header::UPGRADE);
         head.remove_header(&header::CONNECTION);
     }

@@ -14,6 +14,7 @@ mod node;
 mod peer;
 pub mod resolve;
 mod selection;
+mod upgrade;
 
 use std::{
     borrow::Cow,

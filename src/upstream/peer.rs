@@ -22,6 +22,7 @@ use pingora::{
 use super::{
     conf::{KeepaliveConf, Scheme, TimeoutConf, TlsConf, UpstreamConf, UpstreamDefaults, seconds},
     node::parse_ip,
+    upgrade,
 };
 
 /// Requests that may share one HTTP/2 connection, if the node allows as many.
@@ -34,6 +35,8 @@ pub struct PeerOverride<'a> {
     pub timeout: Option<&'a TimeoutConf>,
     /// The scheme a plugin chose.
     pub scheme: Option<Scheme>,
+    /// The connection may become a tunnel (WebSocket).
+    pub upgrade: bool,
 }
 
 /// A peer but for its address.
@@ -126,6 +129,9 @@ impl PeerTemplate {
         }
         if peer.is_tls() {
             server_name(host).clone_into(&mut peer.sni);
+        }
+        if wanted.upgrade {
+            upgrade::prepare(&mut peer);
         }
         peer
     }
