@@ -15,13 +15,13 @@ use http::{HeaderMap, HeaderName};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Admin, body,
+    Admin,
     error::{AdminError, Response},
     judge::{self, Subject, id_text},
 };
 use crate::{
     resource::{Key, Kind},
-    schema::lua,
+    schema::{cjson, lua},
     store::standalone::{Applied, ApplyError, DIGEST, Document, LAST_MODIFIED, LISTS, Standalone},
     yaml,
 };
@@ -161,7 +161,7 @@ fn read(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, AdminError> {
         return Err(refuse("empty request body"));
     }
     if !is_yaml(headers, http::header::CONTENT_TYPE) {
-        return body::parse(bytes).map_err(|reason| refuse(&reason));
+        return cjson::parse(bytes).map_err(|reason| refuse(&reason));
     }
     let document = std::str::from_utf8(bytes).ok().and_then(|text| yaml::parse(text).ok());
     document.filter(Value::is_object).ok_or_else(|| refuse("invalid yaml request body"))

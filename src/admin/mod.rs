@@ -14,7 +14,6 @@
 //! content of a proto is not compiled; a `ttl` must be positive.
 
 mod auth;
-pub mod body;
 mod crud;
 mod crypt;
 mod documents;
@@ -54,6 +53,7 @@ use crate::{
         uri::{normalize, split_target},
     },
     resource::Kind,
+    schema::cjson,
     settings::{
         Settings,
         types::{AdminRole, AdminVersion, ProxyMode},
@@ -422,7 +422,7 @@ fn json(bytes: &[u8]) -> Result<Option<Value>, AdminError> {
         return Ok(None);
     }
     let refuse = |reason| AdminError::Body { reason, echo: String::from_utf8_lossy(bytes).into_owned() };
-    body::parse(bytes).map(Some).map_err(refuse)
+    cjson::parse(bytes).map(Some).map_err(refuse)
 }
 
 fn ttl(text: &str) -> Result<Duration, AdminError> {

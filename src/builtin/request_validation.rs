@@ -14,7 +14,7 @@ use http::{HeaderMap, header};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::shared::{cjson, header as fields, is_secret_ref};
+use super::shared::{header as fields, is_secret_ref};
 use crate::{
     net::{args, lossless},
     plugin::{
@@ -24,7 +24,7 @@ use crate::{
         phases::Phases,
         reply::{CONTINUE, Flow, Reply},
     },
-    schema::Schema,
+    schema::{Schema, cjson},
 };
 
 /// The plugin's configuration.
@@ -205,8 +205,8 @@ impl Format {
     fn parse(self, body: &[u8]) -> Result<Value, String> {
         match self {
             Format::Form => Ok(form(body)),
-            Format::Json => serde_json::from_slice(body)
-                .map_err(|e| cjson::mistake(body).unwrap_or_else(|| e.to_string())),
+            // The words of APISIX's parser, and its leniency towards control characters in texts.
+            Format::Json => serde_json::from_slice(body).or_else(|_| cjson::parse(body)),
         }
     }
 }

@@ -9,6 +9,7 @@
 //! Start reading at [`Schema`]; `node.rs` is the compiled form, `compile.rs` makes it, `check.rs` walks it.
 
 mod check;
+pub mod cjson;
 mod compile;
 pub mod lua;
 mod node;

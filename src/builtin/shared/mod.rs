@@ -5,7 +5,6 @@ pub mod base64;
 pub mod basic;
 pub mod batch;
 pub mod brief;
-pub mod cjson;
 pub mod cookie;
 pub mod counter;
 pub mod ext_plugin;

@@ -1,5 +1,5 @@
-//! Request bodies as APISIX's JSON parser (lua-cjson) reads them: the same words for what is wrong, and the same
-//! leniency towards line ends and control characters inside of texts, on which shell scripts with certificates rely.
+//! JSON as APISIX's parser (lua-cjson) reads it: the same words for what is wrong, and the same leniency towards line
+//! ends and control characters inside of texts, on which shell scripts with certificates rely.
 //!
 //! Numbers without a fraction become integers, as after a trip through Lua.
 //! Differs from APISIX: bytes that are not UTF-8, hexadecimal numbers, `inf` and `nan` are refused, and so is nesting
@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Number, Value};
 
-use crate::schema::lua;
+use super::lua;
 
 /// How deep lists and objects may be nested.
 pub const MAX_DEPTH: usize = 100;
@@ -188,19 +188,16 @@ impl Reader<'_> {
     }
 
     fn number_token(&mut self, at: usize) -> Token {
-        let numeric = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
-        let length = self.text.as_bytes()[at..].iter().take_while(|byte| numeric(byte)).count();
+        let invalid = Token { what: What::Error("invalid number"), at };
+        let Some(length) = number_length(&self.text.as_bytes()[at..]) else { return invalid };
         let text = &self.text[at..at + length];
         let whole =
             text.parse::<i64>().ok().map(Number::from).or_else(|| text.parse::<u64>().ok().map(Number::from));
-        let number = whole.or_else(|| text.parse::<f64>().ok().and_then(Number::from_f64));
-        match number {
-            Some(number) => {
-                self.at += length;
-                Token { what: What::Number(number), at }
-            }
-            None => Token { what: What::Error("invalid number"), at },
-        }
+        let Some(number) = whole.or_else(|| text.parse::<f64>().ok().and_then(Number::from_f64)) else {
+            return invalid;
+        };
+        self.at += length;
+        Token { what: What::Number(number), at }
     }
 
     fn text_token(&mut self, at: usize) -> Token {
@@ -212,6 +209,8 @@ impl Reader<'_> {
                     self.at = here + 1;
                     return Token { what: What::Text(out), at };
                 }
+                // C takes it for the end.
+                '\0' => return Token { what: What::Error("unexpected end of string"), at: here },
                 '\\' => match escape(&self.text[here..]) {
                     Ok((c, length)) => {
                         out.push(c);
@@ -227,6 +226,23 @@ impl Reader<'_> {
         }
         Token { what: What::Error("unexpected end of string"), at: self.text.len() }
     }
+}
+
+/// How many bytes C's `strtod` takes for a number.
+fn number_length(text: &[u8]) -> Option<usize> {
+    let digits = |from: usize| text.iter().skip(from).take_while(|byte| byte.is_ascii_digit()).count();
+    let signed = usize::from(text.first() == Some(&b'-'));
+    let mut end = signed + Some(digits(signed)).filter(|count| *count > 0)?;
+    if text.get(end) == Some(&b'.') {
+        end += 1 + digits(end + 1);
+    }
+    if matches!(text.get(end), Some(b'e' | b'E')) {
+        let sign = usize::from(matches!(text.get(end + 1), Some(b'+' | b'-')));
+        // Without digits the letter is no part of the number.
+        let exponent = digits(end + 1 + sign);
+        end += if exponent == 0 { 0 } else { 1 + sign + exponent };
+    }
+    Some(end)
 }
 
 /// Reads an escape sequence; gives the character and how many bytes it took.
@@ -304,6 +320,14 @@ mod tests {
         check(r#""\x""#, Err("Expected value but found invalid escape code at character 2"));
         check(r#""\ud800""#, Err("Expected value but found invalid unicode escape code at character 2"));
         check("-", Err("Expected value but found invalid number at character 1"));
+        check("x=1&y=2", Err("Expected value but found invalid token at character 1"));
+        check(r#"{"a":1,}"#, Err("Expected object key string but found T_OBJ_END at character 8"));
+        check("[1 true]", Err("Expected comma or array end but found T_BOOLEAN at character 4"));
+        check("1 null", Err("Expected the end but found T_NULL at character 3"));
+        check("1-2", Err("Expected the end but found T_NUMBER at character 2"));
+        check("1e", Err("Expected the end but found invalid token at character 2"));
+        check("\"a\0b\"", Err("Expected value but found unexpected end of string at character 3"));
+        check(r#""\u12""#, Err("Expected value but found invalid unicode escape code at character 2"));
     }
 
     #[test]
