@@ -18,7 +18,7 @@ use http::{HeaderMap, Method, StatusCode, header};
 use pingora::{Error, ErrorSource, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
-use super::{Ctx, options::Options, respond, response};
+use super::{Ctx, head::bodiless, options::Options, respond};
 use crate::plugin::{
     answer::{AnswerBody, Phase, Progress, Verdict},
     body,
@@ -127,7 +127,7 @@ impl Facts {
         let length = head.headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let alone = session.req_header().method == Method::HEAD;
-        let bodiless = response::bodiless(head.status) || alone || length == Some(0);
+        let bodiless = bodiless(head.status) || alone || length == Some(0);
         Self { status: head.status, alone, bodiless, length }
     }
 }
@@ -138,7 +138,7 @@ impl Verdict {
         // A status that changed whether there is a body at all leaves none to stream.
         self.flow.is_continue()
             && (self.body == AnswerBody::Passing || facts.alone)
-            && response::bodiless(self.head.status) == response::bodiless(facts.status)
+            && bodiless(self.head.status) == bodiless(facts.status)
     }
 }
 

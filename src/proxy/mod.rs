@@ -9,6 +9,7 @@ mod answer;
 mod finish;
 pub mod front;
 mod guard;
+mod head;
 pub mod options;
 mod request;
 mod respond;

@@ -10,11 +10,11 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora::{Error, ErrorSource, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::{FailToProxy, Session};
 
-use super::{Ctx, answer::Held, options::Options, response};
+use super::{Ctx, answer::Held, head, options::Options};
 use crate::plugin::{
     exchange::Exchange,
     reply::{Reply, ReplyBody},
-    request::{HeaderMode, ResponseField},
+    request::HeaderMode,
 };
 use crate::vars::clock;
 
@@ -32,7 +32,7 @@ pub async fn send(session: &mut Session, ctx: &mut Ctx, options: &Options, reply
     if reply.status >= 400 && ctx.request.answered_by.is_none() {
         tracing::debug!(status = reply.status, reason = reply.reason.as_deref(), "gateway reply");
     }
-    join_headers(ctx, &mut head)?;
+    head::join_headers(ctx, &mut head)?;
     for (name, value) in reply.headers {
         head.insert_header(name, value)?;
     }
@@ -53,7 +53,7 @@ pub async fn deliver(
     body: Bytes,
     trailers: Option<HeaderMap>,
 ) -> Result<()> {
-    response::dress(ctx, options, &mut head)?;
+    head::dress(ctx, options, &mut head)?;
     let mut body = Some(body);
     filter(session, ctx, &mut head, &mut body);
     let trailers = trailers.filter(|_| session.as_downstream().is_http2());
@@ -88,25 +88,6 @@ fn compose(reply: &Reply, options: &Options) -> Result<(ResponseHeader, Bytes)> 
         HeaderValue::from_str(&clock::http_date(SystemTime::now())).expect("a date is ASCII"),
     )?;
     Ok((head, body))
-}
-
-/// Headers that plugins set before the response's head was there.
-pub fn join_headers(ctx: &mut Ctx, head: &mut ResponseHeader) -> Result<()> {
-    for ResponseField { name, letters, value, mode } in ctx.request.response_headers.drain(..) {
-        // Beside an upstream's header of the same name, as nginx does; but one Content-Type is enough.
-        match (mode, letters) {
-            (HeaderMode::Set, _) if name == header::CONTENT_TYPE || name == header::LOCATION => {
-                head.insert_header(name, value)?;
-            }
-            (_, Some(letters)) => {
-                head.append_header(letters, value)?;
-            }
-            (_, None) => {
-                head.append_header(name, value)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 fn filter(session: &mut Session, ctx: &mut Ctx, head: &mut ResponseHeader, body: &mut Option<Bytes>) {
@@ -233,8 +214,8 @@ pub async fn failed(session: &mut Session, ctx: &mut Ctx, options: &Options, err
 /// nginx counts a node that failed to answer as 502 or 504 in `$upstream_status`; APISIX shows it.
 fn note_upstream_status(ctx: &mut Ctx, options: &Options, status: u16) {
     if !ctx.request.upstream.tries.is_empty() && (options.show_upstream_status || status >= 500) {
-        let value = response::statuses(ctx, status);
-        ctx.request.set_response_header(response::X_APISIX_UPSTREAM_STATUS, value, HeaderMode::Set);
+        let value = head::statuses(ctx, status);
+        ctx.request.set_response_header(head::X_APISIX_UPSTREAM_STATUS, value, HeaderMode::Set);
     }
 }
 
