@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::support::{
     client::{Connection, Request},
     eventually,
-    gateway::{Gateway, PROGRAM, Setup},
+    gateway::{Gateway, KEY, PROGRAM, Setup},
     tool,
     upstream::Upstream,
 };
@@ -244,6 +244,13 @@ fn the_admin_key_is_made_once_and_for_its_owner_only() {
     let gateway = gateway.restart_after_kill();
     assert_eq!(fs::read_to_string(file).unwrap().trim(), key);
     assert!(!gateway.stderr().contains(&key), "no log shows it");
+}
+
+#[test]
+fn no_key_is_made_where_every_entry_has_one() {
+    let gateway = Gateway::start();
+    assert!(!gateway.path("data/admin.key").exists());
+    assert_eq!(gateway.command(&["admin-key"]).stdout, format!("{KEY}\n").into_bytes());
 }
 
 #[test]

@@ -74,6 +74,7 @@ pub const MOVED: &[Moved] = &[
     Moved { from: "apisix.ssl.listen_port", to: "apisix.ssl.listen" },
     Moved { from: "apisix.ssl.enable_http2", to: "apisix.enable_http2" },
     Moved { from: "apisix.ssl.key_encrypt_salt", to: "apisix.data_encryption.keyring" },
+    Moved { from: "apisix.data_encryption.enable", to: "apisix.data_encryption.enable_encrypt_fields" },
     Moved { from: "etcd", to: "deployment.etcd" },
 ];
 
