@@ -507,6 +507,11 @@ pub fn schema(name: Option<&str>) -> Option<Value> {
     Some(resource::schema_json(kind).clone())
 }
 
+/// Names the plugins of config.yaml that do not exist here.
+pub fn check_plugins(settings: &Settings) -> Option<Fault> {
+    check::plugins(settings)
+}
+
 /// Compiles every resource of the resource file: what `portcullis test` does in file mode.
 pub fn check_resources(settings: &Settings) -> Vec<Fault> {
     check::resources(settings)

@@ -75,7 +75,7 @@ enum Command {
     /// Check the configuration and, in file mode, the resources; start nothing
     #[command(visible_alias = "check")]
     Test(Config),
-    /// Stop the running gateway at once
+    /// Stop the running gateway; open requests have ten seconds
     Stop(Config),
     /// Stop the running gateway when its open requests are answered
     Quit(Config),
@@ -164,11 +164,13 @@ fn runner_guard(words: &[OsString]) -> ExitCode {
 /// Reads the named file, or the default one, or takes the built-in defaults when that is not there.
 fn load(config: &Config) -> Loaded {
     let default = settings::default_file(&process_environment);
-    match &config.config {
+    let mut loaded = match &config.config {
         Some(file) => settings::load(file, &process_environment),
         None if default.exists() => settings::load(&default, &process_environment),
         None => settings::built_in(&process_environment),
-    }
+    };
+    loaded.faults.extend(boot::check_plugins(&loaded.settings));
+    loaded
 }
 
 fn with_settings(config: &Config, act: impl FnOnce(&Settings) -> Exit) -> Exit {

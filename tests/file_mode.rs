@@ -122,6 +122,25 @@ fn portcullis_test_names_every_fault() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("ip-restriction") && said.contains("expected string"), "both faults: {said}");
 
+    let text = format!(
+        "routes:\n  - id: 1\n    uri: /a\n    upstraem_id: 5\n  - id: 2\n    uri: /b\n    plugins:\n      key-auth:\n        \
+         header: 7\n    upstream: {{nodes: {{\"{}\": 1}}, type: roundrobin}}\n  - id: 3\n    uri: /c\n    upstream_id: gone\n#END\n",
+        a.node()
+    );
+    let setup = Setup::file(json!(text)).set("plugins", json!(["key-auth", "no-such"]));
+    let output = setup.command(&["test", "-c", "conf/config.yaml"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in [
+        "conf/apisix.yaml:4: routes.1.upstraem_id: ",
+        "did you mean upstream_id?",
+        "conf/apisix.yaml:8: routes.2.plugins.key-auth",
+        "conf/apisix.yaml:13: routes.3.upstream_id: there is no upstream gone",
+        "plugins: no such plugin here: no-such",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+
     let output =
         Setup::file(json!({})).set("apisix.node_lisen", 80).command(&["test", "-c", "conf/config.yaml"]);
     let said = String::from_utf8_lossy(&output.stderr);

@@ -10,6 +10,16 @@ use crate::settings::{Listener, Settings};
 /// The text, several lines, with a newline at the end. Addresses are those of the settings: where a port is 0 the
 /// caller tells the real one itself.
 pub fn banner(settings: &Settings) -> String {
+    shown(settings, &program(std::env::args().next()))
+}
+
+/// The program as it can be typed again in the same directory.
+fn program(invoked: Option<String>) -> String {
+    let typed = |name: &String| name.contains('/') && !name.contains(char::is_whitespace);
+    invoked.filter(typed).unwrap_or_else(|| "portcullis".to_owned())
+}
+
+fn shown(settings: &Settings, program: &str) -> String {
     let mut lines = Vec::new();
     let file =
         settings.file().map_or_else(|| "built-in defaults".to_owned(), |file| file.display().to_string());
@@ -32,8 +42,8 @@ pub fn banner(settings: &Settings) -> String {
     line("Data", settings.data_dir().display().to_string());
     if let Some(admin) = settings.admin_address() {
         let required = settings.deployment.admin.admin_key_required;
-        line("Admin key", if required { show_key(settings) } else { "not required".to_owned() });
-        line("Try", first_request(settings, admin));
+        line("Admin key", if required { show_key(settings, program) } else { "not required".to_owned() });
+        line("Try", first_request(settings, admin, program));
     }
     lines.push(String::new());
     lines.join("\n")
@@ -68,8 +78,8 @@ fn resources(settings: &Settings) -> String {
     }
 }
 
-fn show_key(settings: &Settings) -> String {
-    format!("portcullis admin-key{}", config_option(settings))
+fn show_key(settings: &Settings, program: &str) -> String {
+    format!("{program} admin-key{}", config_option(settings))
 }
 
 fn config_option(settings: &Settings) -> String {
@@ -77,9 +87,9 @@ fn config_option(settings: &Settings) -> String {
     file.map(|file| format!(" -c {}", file.display())).unwrap_or_default()
 }
 
-fn first_request(settings: &Settings, admin: SocketAddr) -> String {
+fn first_request(settings: &Settings, admin: SocketAddr, program: &str) -> String {
     let key = if settings.deployment.admin.admin_key_required {
-        format!(" -H \"X-API-KEY: $({})\"", show_key(settings))
+        format!(" -H \"X-API-KEY: $({})\"", show_key(settings, program))
     } else {
         String::new()
     };
@@ -99,7 +109,22 @@ mod tests {
         let version = format!("Portcullis {} with /opt/gateway/conf/config.yaml", env!("CARGO_PKG_VERSION"));
         let mut lines = vec![version.as_str()];
         lines.extend(expected);
-        assert_eq!(banner(&loaded.settings), lines.join("\n") + "\n");
+        assert_eq!(shown(&loaded.settings, "portcullis"), lines.join("\n") + "\n");
+    }
+
+    #[test]
+    fn commands_can_be_pasted() {
+        for (invoked, typed) in [
+            ("portcullis", "portcullis"),
+            ("target/release/portcullis", "target/release/portcullis"),
+            ("/opt/my gateway/portcullis", "portcullis"),
+        ] {
+            assert_eq!(program(Some(invoked.to_owned())), typed);
+        }
+        assert_eq!(program(None), "portcullis");
+        let settings = from_text("", None, &|_| None).settings;
+        let said = shown(&settings, "target/release/portcullis");
+        assert!(said.contains("  Admin key  target/release/portcullis admin-key\n"), "{said}");
     }
 
     #[test]
