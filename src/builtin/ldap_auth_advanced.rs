@@ -3,7 +3,8 @@
 //! APISIX: plugins/ldap-auth-advanced.lua, lua-resty-ldap. Invariant: whoever the directory does not confirm with a success
 //! is not let in, and an empty password never reaches it; the user's name cannot widen the search.
 //!
-//! Differs from APISIX: the password must be UTF-8; `keepalive_pool_name` has no effect, every configuration has
+//! Differs from APISIX: groups (an addition): those of the user are searched, told to the upstream and may be required;
+//! the password must be UTF-8; `keepalive_pool_name` has no effect, every configuration has
 //! connections of its own; an `ldap_uri` that is no host and port is refused when it is written.
 
 use std::{sync::Arc, time::Duration};
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::shared::{
     auth, base64,
-    ldap::{self, Directory, Found, LdapFailure, Login, Password, Search, Tls},
+    ldap::{self, Directory, Entry, Found, Groups, LdapFailure, Login, Password, Search, Tls},
 };
 use crate::plugin::{
     contract::{self, AuthPlugin},
@@ -29,7 +30,7 @@ use crate::plugin::{
 
 const MISSING: &str = "missing authorization header";
 
-/// Dropped with the identity headers, so that no upstream takes a client's word for it.
+/// The user's groups. A client's own is dropped with the identity headers, so that no upstream takes its word for it.
 const GROUPS: HeaderName = HeaderName::from_static("x-authenticated-groups");
 
 /// RFC 4512 §2.5: a name or a numeric identifier, and options.
@@ -80,6 +81,17 @@ pub struct Config {
     /// Whether a consumer must have the entry's name.
     #[serde(default = "yes")]
     pub consumer_required: bool,
+    /// The entry below which groups are searched; none: they are not.
+    pub group_base_dn: Option<String>,
+    /// The attribute of a group that holds the names of its members.
+    #[serde(default = "default_member")]
+    pub group_member_attribute: String,
+    /// The attribute of a group that holds its name.
+    #[serde(default = "default_attribute")]
+    pub group_name_attribute: String,
+    /// The groups of which the user must be in one.
+    #[serde(default)]
+    pub groups_required: Vec<String>,
     /// The scheme of the header with the credentials.
     #[serde(default)]
     pub header_type: Scheme,
@@ -119,6 +131,10 @@ fn default_attribute() -> String {
     "cn".into()
 }
 
+fn default_member() -> String {
+    "member".into()
+}
+
 fn default_size_limit() -> i64 {
     2
 }
@@ -140,6 +156,8 @@ pub struct Plugin {
     size_limit: i32,
     time_limit: i32,
     consumer_required: bool,
+    groups: Option<Groups>,
+    groups_required: Vec<String>,
     scheme: Scheme,
     challenge: HeaderValue,
 }
@@ -148,6 +166,8 @@ pub struct Plugin {
 enum Refusal {
     /// The client's matter: 401.
     Denied(Class, String),
+    /// Known, and in none of the required groups: 403.
+    Outside(String),
     /// The directory's matter: 500.
     Fault(String),
 }
@@ -180,6 +200,13 @@ impl contract::Plugin for Plugin {
                 "size_limit": {"type": "integer", "minimum": 2, "default": 2},
                 "time_limit": {"type": "integer", "minimum": 0, "default": 5},
                 "consumer_required": {"type": "boolean", "default": true},
+                "group_base_dn": {"type": "string", "minLength": 1, "maxLength": 4096},
+                "group_member_attribute":
+                    {"type": "string", "maxLength": 256, "default": "member", "pattern": ATTRIBUTE},
+                "group_name_attribute":
+                    {"type": "string", "maxLength": 256, "default": "cn", "pattern": ATTRIBUTE},
+                "groups_required":
+                    {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
                 "header_type": {"type": "string", "enum": ["ldap", "basic"], "default": "ldap"},
                 "realm": auth::realm_schema("ldap")
             },
@@ -195,6 +222,9 @@ impl contract::Plugin for Plugin {
         }
         if conf.get("bind_dn").is_some() && conf.get("ldap_password").is_none() {
             return Err("ldap_password is required when bind_dn is set".into());
+        }
+        if conf.get("groups_required").is_some() && conf.get("group_base_dn").is_none() {
+            return Err("group_base_dn is required when groups_required is set".into());
         }
         Ok(())
     }
@@ -227,6 +257,12 @@ impl contract::Plugin for Plugin {
             size_limit: limit(config.size_limit),
             time_limit: limit(config.time_limit),
             consumer_required: config.consumer_required,
+            groups: config.group_base_dn.map(|base| Groups {
+                base: base.into(),
+                member: config.group_member_attribute.into(),
+                name: config.group_name_attribute.into(),
+            }),
+            groups_required: config.groups_required,
             scheme: config.header_type,
             challenge: HeaderValue::try_from(challenge).map_err(|_| "realm cannot stand in a header")?,
         })
@@ -243,6 +279,9 @@ impl contract::Plugin for Plugin {
                 .because(reason)
                 .classed(class)
                 .into(),
+            Err(Refusal::Outside(reason)) => {
+                Reply::message(403, "The user is in none of the required groups").because(reason).into()
+            }
             Err(Refusal::Fault(reason)) => {
                 Reply::status(500).because(reason).classed(Class::Unavailable).into()
             }
@@ -283,19 +322,33 @@ impl Plugin {
             filter,
             size_limit: self.size_limit,
             time_limit: self.time_limit,
+            groups: self.groups.clone(),
         };
         let found = match self.directory.search_and_bind(self.service.clone(), search, password).await {
             Ok(found) => found,
             Err(LdapFailure::Credentials) => return Err(denied(Class::Wrong, "user authentication failed")),
             Err(failure) => return Err(Refusal::Fault(failure.to_string())),
         };
-        let user_dn = match found {
-            Found::One(name) => name,
+        let Entry { name: user_dn, groups } = match found {
+            Found::One(entry) => entry,
             Found::None => return Err(denied(Class::Unknown, "user not found")),
             Found::Several => {
                 return Err(denied(Class::Internal, "ambiguous user match; check attribute uniqueness"));
             }
         };
+        let inside = |required: &String| groups.iter().any(|group| group.eq_ignore_ascii_case(required));
+        if !self.groups_required.is_empty() && !self.groups_required.iter().any(inside) {
+            return Err(Refusal::Outside(format!(
+                "{} is in none of groups_required",
+                user_dn.escape_debug()
+            )));
+        }
+        // Names that no header can hold are none that an upstream could compare.
+        if let Ok(told) = HeaderValue::try_from(groups.join(", "))
+            && !groups.is_empty()
+        {
+            x.set_header(&GROUPS, told);
+        }
         if !self.consumer_required {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use crate::support::{
     client::{Response, base64},
     eventually,
     gateway::Setup,
-    slapd::{ADMIN, BASE, Slapd},
+    slapd::{ADMIN, BASE, GROUPS, Slapd},
     upstream::Upstream,
 };
 
@@ -296,4 +296,37 @@ fn ldap_auth_advanced_over_tls() {
     let fixture = with("ldap-auth-advanced", conf(slapd.address(), upgrading));
     let_in(&fixture, "ldap", "user01:password1", "user01");
     login(&fixture, "ldap", "user01:wrong").expect(401);
+}
+
+#[test]
+fn ldap_auth_advanced_with_groups() {
+    let slapd = Slapd::start();
+    let (service, password) = ADMIN;
+    let with_groups = |more: Value| {
+        let mut all = json!({
+            "header_type": "basic", "attribute": "uid", "bind_dn": service, "ldap_password": password,
+            "group_base_dn": GROUPS,
+        });
+        for (name, value) in more.as_object().expect("an object") {
+            all[name] = value.clone();
+        }
+        with("ldap-auth-advanced", conf(slapd.address(), all))
+    };
+    let told =
+        |fixture: &Fixture| fixture.upstream.last().header("x-authenticated-groups").map(str::to_owned);
+    let fixture = with_groups(json!({}));
+    let_in(&fixture, "Basic", "user01:password1", "user01");
+    assert_eq!(told(&fixture).as_deref(), Some("staff"));
+    let_in(&fixture, "Basic", "comma,user:commapass", "comma");
+    assert_eq!(told(&fixture).as_deref(), Some("staff"));
+    let_in(&fixture, "Basic", "deep:deeppass", "deep");
+    assert_eq!(told(&fixture), None);
+
+    let fixture = with_groups(json!({"groups_required": ["admins", "owners"]}));
+    let_in(&fixture, "Basic", "user02:pass:word2", "user02");
+    assert!(told(&fixture).is_some_and(|groups| groups.split(", ").any(|group| group == "admins")));
+    let outside = message("The user is in none of the required groups");
+    login(&fixture, "Basic", "user01:password1").expect(403).expect_body(&outside);
+    // Whoever does not know the password learns nothing of groups.
+    login(&fixture, "Basic", "user01:wrong").expect(401).expect_body(&message("Authorization required"));
 }

@@ -16,6 +16,9 @@ const PROGRAM: &str = "/usr/sbin/slapd";
 /// Everything below it is the directory's content.
 pub const BASE: &str = "ou=users,dc=example,dc=org";
 
+/// Everything below it are groups: `staff` of user01, user02 and `comma,user`, `admins` of user02.
+pub const GROUPS: &str = "ou=groups,dc=example,dc=org";
+
 /// Who may see everything, and its password.
 pub const ADMIN: (&str, &str) = ("cn=admin,dc=example,dc=org", "adminpassword");
 
@@ -172,6 +175,12 @@ fn content() -> String {
             "dn: cn={cn},{BASE}\nobjectClass: inetOrgPerson\ncn: {plain}\nsn: {uid}\nuid: {uid}\n\
              departmentNumber: {department}\nuserPassword: {password}\n\n"
         ));
+    }
+    ldif.push_str(&format!("dn: {GROUPS}\nobjectClass: organizationalUnit\nou: groups\n\n"));
+    for (group, members) in [("staff", &["user01", "user02", r"comma\,user"][..]), ("admins", &["user02"])] {
+        ldif.push_str(&format!("dn: cn={group},{GROUPS}\nobjectClass: groupOfNames\ncn: {group}\n"));
+        members.iter().for_each(|member| ldif.push_str(&format!("member: cn={member},{BASE}\n")));
+        ldif.push('\n');
     }
     // Those that only a search finds.
     for (cn, uid, password) in [("Deep Down", "deep", "deeppass"), ("Ann", "ann", "correct-horse")] {

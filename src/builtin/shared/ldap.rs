@@ -28,6 +28,9 @@ const SIZE_LIMIT_EXCEEDED: u32 = 4;
 /// RFC 4511 appendix A: name or password is wrong.
 const INVALID_CREDENTIALS: u32 = 49;
 
+/// The most groups of one user; with more nobody knows whether the right one is among them.
+const MOST_GROUPS: i32 = 1000;
+
 /// How the connection is protected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tls {
@@ -94,12 +97,32 @@ impl fmt::Display for Told<'_> {
 /// What a search for one entry found.
 #[derive(Debug, PartialEq)]
 pub enum Found {
-    /// Its distinguished name, as the directory writes it.
-    One(String),
+    /// That one.
+    One(Entry),
     /// No entry.
     None,
     /// More than one.
     Several,
+}
+
+/// An entry of a user.
+#[derive(Debug, Default, PartialEq)]
+pub struct Entry {
+    /// Its distinguished name, as the directory writes it.
+    pub name: String,
+    /// The names of the groups that it is in, if they were asked for.
+    pub groups: Vec<String>,
+}
+
+/// A search for the groups of an entry: those that name it as a member.
+#[derive(Clone, Debug)]
+pub struct Groups {
+    /// Where the search begins; the whole tree below is searched.
+    pub base: Arc<str>,
+    /// The attribute of a group that holds the names of its members.
+    pub member: Arc<str>,
+    /// The attribute that holds its own name.
+    pub name: Arc<str>,
 }
 
 /// A search for the entry of one user.
@@ -113,6 +136,8 @@ pub struct Search {
     pub size_limit: i32,
     /// The longest that the server shall search, in seconds; 0: its own limit.
     pub time_limit: i32,
+    /// The groups to look for when there is exactly one entry.
+    pub groups: Option<Groups>,
 }
 
 /// Name and password of a bind.
@@ -196,8 +221,8 @@ impl Directory {
         self.run(Work::Bind(login)).await.map(|_| ())
     }
 
-    /// Binds with a service's name, or anonymously, and searches; if there is exactly one entry, binds with its name
-    /// and the password, all over one connection.
+    /// Binds with a service's name, or anonymously, and searches; if there is exactly one entry, searches its groups and
+    /// binds with its name and the password, all over one connection.
     ///
     /// # Errors
     /// [`LdapFailure::Credentials`] only for the last bind; the service's refusal is a [`LdapFailure::Result`].
@@ -242,14 +267,19 @@ impl Shared {
         match work {
             Work::Bind(login) => {
                 self.bind_as_user(connection, &login.name, &login.password.0).await?;
-                Ok(Found::One(login.name.to_string()))
+                Ok(Found::One(Entry { name: login.name.to_string(), groups: Vec::new() }))
             }
             Work::SearchAndBind { service, search, password } => {
                 // A connection that waited is bound as whoever used it last.
                 self.bind(connection, "the bind for the search", &service.name, &service.password.0).await?;
-                let found = self.search(connection, search).await?;
-                if let Found::One(name) = &found {
-                    self.bind_as_user(connection, name, &password.0).await?;
+                let mut found = self.search(connection, search).await?;
+                if let Found::One(entry) = &mut found {
+                    // As the service, which may see groups that the user may not.
+                    if let Some(groups) = &search.groups {
+                        entry.groups =
+                            self.groups_of(connection, &entry.name, groups, search.time_limit).await?;
+                    }
+                    self.bind_as_user(connection, &entry.name, &password.0).await?;
                 }
                 Ok(found)
             }
@@ -302,9 +332,40 @@ impl Shared {
         let mut entries = entries.into_iter().filter(|entry| !entry.is_ref() && !entry.is_intermediate());
         Ok(match (entries.next(), entries.next()) {
             (None, _) => Found::None,
-            (Some(entry), None) => Found::One(SearchEntry::construct(entry).dn),
+            (Some(entry), None) => {
+                Found::One(Entry { name: SearchEntry::construct(entry).dn, groups: Vec::new() })
+            }
             (Some(_), Some(_)) => Found::Several,
         })
+    }
+
+    async fn groups_of(
+        &self,
+        connection: &mut Ldap,
+        name: &str,
+        groups: &Groups,
+        time_limit: i32,
+    ) -> Result<Vec<String>, LdapFailure> {
+        let operation = "the search for groups";
+        let failed = |text: &str| LdapFailure::Result { operation, code: 0, text: text.into() };
+        let filter = equals_filter(&groups.member, name).ok_or_else(|| failed("the entry has no name"))?;
+        let options = SearchOptions::new().sizelimit(MOST_GROUPS).timelimit(time_limit);
+        let SearchResult(entries, result) = connection
+            .with_search_options(options)
+            .with_timeout(self.options.timeout)
+            .search(&groups.base, Scope::Subtree, &filter, [&*groups.name])
+            .await
+            .map_err(|error| self.unanswered(error))?;
+        succeeded(operation, result)?;
+        let entries = entries.into_iter().filter(|entry| !entry.is_ref() && !entry.is_intermediate());
+        // Attributes are named as the directory likes, in any case of letters.
+        let named = entries.filter_map(|entry| {
+            let mut attributes = SearchEntry::construct(entry).attrs.into_iter();
+            let (_, values) =
+                attributes.find(|(attribute, _)| attribute.eq_ignore_ascii_case(&groups.name))?;
+            values.into_iter().next()
+        });
+        Ok(named.collect())
     }
 
     async fn connect(&self) -> Result<Ldap, LdapFailure> {
@@ -499,7 +560,13 @@ mod tests {
     #[test]
     fn passwords_are_not_shown() {
         let login = Login { name: "cn=a".into(), password: "hush".into() };
-        let search = Search { base: "dc=b".into(), filter: "(cn=a)".into(), size_limit: 2, time_limit: 5 };
+        let search = Search {
+            base: "dc=b".into(),
+            filter: "(cn=a)".into(),
+            size_limit: 2,
+            time_limit: 5,
+            groups: None,
+        };
         let work = Work::SearchAndBind { service: login, search, password: "secret".into() };
         let shown = format!("{work:?}");
         assert!(!shown.contains("hush") && !shown.contains("secret"), "{shown}");
