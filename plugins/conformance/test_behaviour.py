@@ -1,7 +1,8 @@
 """One table of behaviours, run against the runners of all languages over real sockets.
 
 Each runner brings the plugins `stop`, `rewrite`, `response` and `inspect`, which do what their configuration says; the
-`README.md` of this directory has the details. What a language's official module cannot do is not asked of it.
+`README.md` of this directory has the details. Where a language's official module does something else, that is what is
+tested for it, because the gateway has to live with it.
 """
 
 import ipaddress
@@ -38,9 +39,13 @@ def runner(request):
         yield one
 
 
-def only(runner, *languages):
-    if runner.language not in languages:
-        pytest.skip("the official module of %s cannot" % runner.language)
+def is_ours(runner):
+    return runner.language in OURS
+
+
+def not_cut(runner, size=0):
+    if runner.language == "go" and size > 200_000:
+        pytest.skip("v0.5.0 of the Go module takes what has come for a whole frame: a matter of luck")
 
 
 def prepared(runner, key, conf):
@@ -104,7 +109,6 @@ def test_rewrite_of_headers(runner):
 
 
 def test_deletion_of_a_header(runner):
-    only(runner, "go", *OURS)
     reply = call(runner, "rewrite", {"headers": {"X-Old": None}}, headers=[("x-old", "1"), ("x-stays", "2")])
     assert lower(reply["headers"]) == [("x-old", None)]
 
@@ -115,22 +119,22 @@ def test_rewrite_of_arguments(runner):
 
 
 def test_deletion_of_an_argument(runner):
-    only(runner, "go", *OURS)
     reply = call(runner, "rewrite", {"args": {"a": None}}, args=[("a", "1"), ("b", "2")])
     assert reply["args"] == [("a", None)]
 
 
 def test_headers_of_the_response_set_before_it_comes(runner):
-    only(runner, "go", *OURS)
     reply = call(runner, "rewrite", {"resp_headers": {"X-Before": "1"}})
-    assert lower(reply["resp_headers"]) == [("x-before", "1")]
+    # Java has no such method
+    assert lower(reply.get("resp_headers")) == ([] if runner.language == "java" else [("x-before", "1")])
 
 
 @pytest.mark.parametrize("size", [1, 9_000, 1_000_000, 15_000_000])
 def test_rewrite_of_the_body(runner, size):
-    only(runner, *OURS)
+    not_cut(runner, size)
     reply = call(runner, "rewrite", {"body": "x" * size})
-    assert reply["body"] == b"x" * size
+    # neither Java nor v0.5.0 of the Go module has such a method
+    assert (reply.get("body") or b"") == (b"x" * size if is_ours(runner) else b"")
 
 
 def test_a_plugin_that_changes_nothing(runner):
@@ -166,21 +170,22 @@ def test_what_a_plugin_sees(runner):
 
 
 def test_an_ipv6_address(runner):
-    only(runner, "go", *OURS)  # Java writes sixteen decimal numbers
     seen = json.loads(call(runner, "inspect", {}, ip=b"\x20\x01\x0d\xb8" + bytes(11) + b"\x01")["body"])
+    if runner.language == "java":
+        assert seen["remote_addr"] == "32.1.13.184.0.0.0.0.0.0.0.0.0.0.0.1"
+        return
     assert ipaddress.ip_address(seen["remote_addr"]) == ipaddress.ip_address("2001:db8::1")
 
 
 def test_an_argument_without_a_value(runner):
-    only(runner, "go", *OURS)
-    assert json.loads(call(runner, "inspect", {}, args=[("z", None)])["body"])["args"] == {"z": ""}
+    seen = json.loads(call(runner, "inspect", {}, args=[("z", None)])["body"])
+    # Java does not show it
+    assert seen["args"] == ({} if runner.language == "java" else {"z": ""})
 
 
 @pytest.mark.parametrize("size", [0, 9_000, 1_000_000, 15_000_000])
 def test_the_body_of_the_request(runner, size):
-    if size > 200_000:
-        # v0.5.0 of the Go module reads a frame at once; what does not come at once is cut
-        only(runner, "java", *OURS)
+    not_cut(runner, size)
     seen = json.loads(call(runner, "inspect", {}, body=b"z" * size)["body"])
     assert seen["body_length"] == size
 
@@ -221,15 +226,14 @@ def test_response_unchanged(runner):
 
 
 def test_response_header_deleted(runner):
-    only(runner, *OURS)
     reply = call(runner, "response", {"headers": {"server": None}}, kind=HTTP_RESP_CALL, headers=[("Server", "x")])
-    assert reply["headers"] == [("server", None)]
+    # Go makes it empty
+    assert lower(reply["headers"]) == [("server", "" if runner.language == "go" else None)]
 
 
 @pytest.mark.parametrize("size", [0, 9_000, 1_000_000, 15_000_000])
 def test_response_body(runner, size):
-    if size > 200_000:
-        only(runner, *OURS)
+    not_cut(runner, size)
     reply = call(runner, "response", {"append": "!"}, kind=HTTP_RESP_CALL, resp_body=b"z" * size)
     assert reply["body"] == b"z" * size + b"!"
 
@@ -257,24 +261,29 @@ def test_an_unknown_token(runner):
 
 
 def test_an_unknown_plugin_is_refused_when_it_is_prepared(runner):
-    only(runner, *OURS)
     with runner.connect() as connection:
         reply = connection.try_prepare("k", [("no-such-plugin", "{}")])
+        if not is_ours(runner):
+            # it is left out: requests pass without it
+            assert reply["kind"] == "token"
+            return
         assert (reply["kind"], reply["code"]) == ("error", gateway.BAD_REQUEST)
         # the connection goes on
         assert connection.prepare("k", [("stop", "{}")])
 
 
 def test_a_configuration_that_cannot_be_read_is_refused(runner):
-    only(runner, *OURS)
     with runner.connect() as connection:
         reply = connection.try_prepare("k2", [("stop", "{")])
+        if not is_ours(runner):
+            # what comes of it is up to the plugin
+            assert reply["kind"] == "token"
+            return
         assert (reply["kind"], reply["code"]) == ("error", gateway.BAD_REQUEST)
 
 
 @pytest.mark.parametrize("kind", [0, 3, 9, 255])
 def test_an_unknown_type(runner, kind):
-    only(runner, *OURS)
     with runner.connect() as connection:
         connection.send(kind, b"xx")
         assert gateway.read_reply(*connection.receive()) == {"kind": "error", "code": gateway.BAD_REQUEST}
@@ -284,7 +293,16 @@ def test_an_unknown_type(runner, kind):
 @pytest.mark.parametrize("kind", [1, 2, 4])
 @pytest.mark.parametrize("payload", [b"", b"\0", b"\xff" * 40, bytes(40), b"\x04\0\0\0\xff\xff\xff\x7f"], ids=len)
 def test_a_bad_buffer(runner, kind, payload):
-    only(runner, *OURS)
+    if not is_ours(runner):
+        # an error, the end, or what follows from reading it as zeros; but the others are still served
+        with runner.connect() as connection:
+            connection.send(kind, payload)
+            try:
+                assert gateway.read_reply(*connection.receive())["kind"] in ("error", "token")
+            except (gateway.Closed, ConnectionError):
+                pass
+        assert call(runner, "stop", {"status": 403})["status"] == 403
+        return
     with runner.connect() as connection:
         connection.send(kind, payload)
         reply = gateway.read_reply(*connection.receive())
@@ -293,7 +311,8 @@ def test_a_bad_buffer(runner, kind, payload):
 
 
 def test_a_frame_in_pieces(runner):
-    only(runner, "java", *OURS)
+    if runner.language == "go":
+        pytest.skip("v0.5.0 of the Go module takes what has come for a whole frame: a matter of luck")
     payload = gateway.frame(HTTP_REQ_CALL, gateway.req_call(token(runner, "stop", {"status": 403}), headers=[("x", "y" * 500)]))
     with runner.connect() as connection:
         for at in list(range(0, 12)) + list(range(12, len(payload), 97)):
@@ -303,7 +322,6 @@ def test_a_frame_in_pieces(runner):
 
 
 def test_calls_in_a_row_without_waiting(runner):
-    only(runner, *OURS)
     one = token(runner, "stop", {"status": 403})
     with runner.connect() as connection:
         connection.socket.sendall(b"".join(gateway.frame(HTTP_REQ_CALL, gateway.req_call(one, id=id)) for id in (1, 2, 3)))
@@ -311,7 +329,6 @@ def test_calls_in_a_row_without_waiting(runner):
 
 
 def test_a_gateway_that_goes_away_in_the_middle(runner):
-    only(runner, *OURS)
     one = token(runner, "inspect", {})
     for _ in range(5):
         connection = Connection(runner.path)
@@ -325,11 +342,15 @@ def test_a_gateway_that_goes_away_in_the_middle(runner):
 
 
 def test_something_else_than_an_answer(runner):
-    only(runner, *OURS)
     with runner.connect() as connection:
         connection.send(HTTP_REQ_CALL, gateway.req_call(token(runner, "inspect", {})))
         connection.receive()
         connection.send(HTTP_REQ_CALL, gateway.req_call(1))
+        if not is_ours(runner):
+            # it is taken for an answer, or waited for longer; nobody else may notice
+            connection.close()
+            assert call(runner, "stop", {"status": 403})["status"] == 403
+            return
         with pytest.raises((gateway.Closed, ConnectionError)):
             connection.receive()  # it may have asked twice
             connection.receive()
@@ -351,7 +372,10 @@ def test_many_routes(runner):
 
 
 def test_the_same_key_gives_the_same_token(runner):
-    only(runner, "python", "node", "node-2", "go")
+    if runner.language == "java":
+        # it makes one token after another
+        assert prepared(runner, "route#same", [("stop", "{}")]) != prepared(runner, "route#same", [("stop", "{}")])
+        return
     with runner.connect() as connection:
         first = connection.prepare("route#same", [("stop", "{}")])
         assert connection.prepare("route#same", [("stop", "{}")]) == first
@@ -360,11 +384,14 @@ def test_the_same_key_gives_the_same_token(runner):
 
 
 def test_the_same_key_with_another_configuration(runner):
-    only(runner, *OURS)
+    first = prepared(runner, "route#key", [("stop", '{"status": 401}')])
+    second = prepared(runner, "route#key", [("stop", '{"status": 402}')])
+    if runner.language == "go":
+        # the key is all it looks at: the gateway never uses one twice
+        assert first == second
+        return
+    assert first != second
     with runner.connect() as connection:
-        first = connection.prepare("route#key", [("stop", '{"status": 401}')])
-        second = connection.prepare("route#key", [("stop", '{"status": 402}')])
-        assert first != second
         assert connection.call(HTTP_REQ_CALL, gateway.req_call(first))["status"] == 401
         assert connection.call(HTTP_REQ_CALL, gateway.req_call(second))["status"] == 402
 
