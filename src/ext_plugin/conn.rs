@@ -261,3 +261,62 @@ async fn receive(stream: &mut UnixStream, buffer: &mut BytesMut) -> Result<(u8, 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// Sends bytes in pieces and gives the frames that are read of them, and why there are no more.
+    fn read_in_pieces(bytes: Vec<u8>, pieces: Vec<usize>) -> (Vec<(u8, Bytes)>, CallError) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+            let send = async move {
+                let mut rest = &bytes[..];
+                for piece in pieces {
+                    let (now, later) = rest.split_at(piece.min(rest.len()));
+                    theirs.write_all(now).await.unwrap();
+                    tokio::task::yield_now().await;
+                    rest = later;
+                }
+                theirs.write_all(rest).await.unwrap();
+            };
+            let read = async {
+                let (mut frames, mut buffer) = (Vec::new(), BytesMut::new());
+                loop {
+                    match receive(&mut ours, &mut buffer).await {
+                        Ok(frame) => frames.push(frame),
+                        Err(error) => return (frames, error),
+                    }
+                }
+            };
+            tokio::join!(send, read).1
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn frames_are_read_however_they_come(
+            frames in proptest::collection::vec((any::<u8>(), proptest::collection::vec(any::<u8>(), 0..3000)), 0..5),
+            pieces in proptest::collection::vec(0..400_usize, 0..12),
+            behind in proptest::collection::vec(any::<u8>(), 0..4),
+        ) {
+            let mut bytes = Vec::new();
+            for (kind, payload) in &frames {
+                bytes.extend_from_slice(&frame::header(*kind, payload.len()).expect("a small payload"));
+                bytes.extend_from_slice(payload);
+            }
+            bytes.extend_from_slice(&behind);
+            let (read, end) = read_in_pieces(bytes, pieces);
+            let expected: Vec<_> =
+                frames.into_iter().map(|(kind, payload)| (kind, Bytes::from(payload))).collect();
+            prop_assert_eq!(read, expected);
+            let clean = matches!(end, CallError::Closed);
+            prop_assert_eq!(clean, behind.is_empty(), "{}", end);
+        }
+    }
+}

@@ -59,6 +59,24 @@ pub enum Action {
     Rewrite(Rewrite),
 }
 
+impl Action {
+    /// A word for it, as logs have it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Action::None => "pass",
+            Action::Stop(_) => "stop",
+            Action::Rewrite(_) => "rewrite",
+        }
+    }
+}
+
+impl ResponseChange {
+    /// A word for it, as logs have it.
+    pub fn name(&self) -> &'static str {
+        if *self == ResponseChange::default() { "pass" } else { "change" }
+    }
+}
+
 /// The answer for the client.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Stop {
@@ -106,6 +124,9 @@ pub enum Question {
     /// The body of the upstream's response.
     ResponseBody,
 }
+
+/// More entries than these of one kind are nonsense; each costs a look at those before it.
+const MAX_ENTRIES: usize = 16_384;
 
 type Text<'b> = WIPOffset<Vector<'b, u8>>;
 
@@ -279,15 +300,15 @@ pub fn read_request_reply(payload: &Bytes) -> Result<(u32, Action), CallError> {
     let action = if let Some(stop) = reply.action_as_stop() {
         Action::Stop(Stop {
             status: stop.status(),
-            headers: entries(payload, stop.headers()),
+            headers: entries(payload, stop.headers())?,
             body: bytes(payload, stop.body()).unwrap_or_default(),
         })
     } else if let Some(rewrite) = reply.action_as_rewrite() {
         Action::Rewrite(Rewrite {
             path: bytes(payload, rewrite.path()),
-            headers: entries(payload, rewrite.headers()),
-            args: entries(payload, rewrite.args()),
-            response_headers: entries(payload, rewrite.resp_headers()),
+            headers: entries(payload, rewrite.headers())?,
+            args: entries(payload, rewrite.args())?,
+            response_headers: entries(payload, rewrite.resp_headers())?,
             body: bytes(payload, rewrite.body()).unwrap_or_default(),
         })
     } else {
@@ -304,7 +325,7 @@ pub fn read_response_reply(payload: &Bytes) -> Result<(u32, ResponseChange), Cal
     let reply = root::<httpresp_call::Resp<'_>>(payload)?;
     let change = ResponseChange {
         status: reply.status(),
-        headers: entries(payload, reply.headers()),
+        headers: entries(payload, reply.headers())?,
         body: bytes(payload, reply.body()).unwrap_or_default(),
     };
     Ok((reply.id(), change))
@@ -359,13 +380,16 @@ fn bytes(payload: &Bytes, found: Option<Vector<'_, u8>>) -> Option<Bytes> {
 fn entries<'b>(
     payload: &Bytes,
     found: Option<Vector<'b, flatbuffers::ForwardsUOffset<a6::TextEntry<'b>>>>,
-) -> Vec<Entry> {
-    let Some(found) = found else { return Vec::new() };
+) -> Result<Vec<Entry>, CallError> {
+    let Some(found) = found else { return Ok(Vec::new()) };
+    if found.len() > MAX_ENTRIES {
+        return Err(CallError::Malformed(format!("{} entries are too many", found.len())));
+    }
     let entry = |entry: a6::TextEntry<'_>| {
         let name = bytes(payload, entry.name())?;
         Some(Entry { name, value: bytes(payload, entry.value()) })
     };
-    found.iter().filter_map(entry).collect()
+    Ok(found.iter().filter_map(entry).collect())
 }
 
 #[cfg(test)]

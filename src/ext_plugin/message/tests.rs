@@ -146,6 +146,23 @@ fn an_action_that_nobody_knows_is_none() {
 }
 
 #[test]
+fn more_entries_than_anybody_means_are_refused() {
+    let read = |count: usize| {
+        let mut builder = FlatBufferBuilder::new();
+        let name = builder.create_string("a");
+        let name = Some(WIPOffset::new(name.value()));
+        let entry = a6::TextEntry::create(&mut builder, &a6::TextEntryArgs { name, value: None });
+        let headers = Some(builder.create_vector(&vec![entry; count]));
+        let args = httpresp_call::RespArgs { headers, ..Default::default() };
+        let root = httpresp_call::Resp::create(&mut builder, &args);
+        builder.finish(root, None);
+        read_response_reply(&Bytes::copy_from_slice(builder.finished_data()))
+    };
+    assert_eq!(read(16_384).unwrap().1.headers.len(), 16_384);
+    assert!(matches!(read(16_385), Err(CallError::Malformed(_))));
+}
+
+#[test]
 fn errors() {
     for (code, expected) in [
         (0, "the runner answered: bad request"),

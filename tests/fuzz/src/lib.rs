@@ -13,6 +13,8 @@ pub mod cookie;
 pub mod discovery;
 pub mod escape;
 pub mod expr;
+pub mod ext_plugin_frame;
+pub mod ext_plugin_reply;
 pub mod hmac;
 pub mod host;
 pub mod jsonpath;
@@ -42,6 +44,8 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("discovery", discovery::run),
     ("escape", escape::run),
     ("expr", expr::run),
+    ("ext_plugin_frame", ext_plugin_frame::run),
+    ("ext_plugin_reply", ext_plugin_reply::run),
     ("hmac", hmac::run),
     ("host", host::run),
     ("jsonpath", jsonpath::run),
