@@ -49,7 +49,7 @@ use crate::{
     admin::{self, Admin},
     builtin::{
         self, Enabled,
-        shared::{batch, http_call},
+        shared::{batch, ext_plugin, http_call},
     },
     cli::banner,
     control::Control,
@@ -138,6 +138,8 @@ fn load(control: &Arc<Control>, opened: &Opened) -> Watch {
     pages::for_all(&all);
     secrets::load(control, all);
     let watched = control.clone();
+    // Set once, here.
+    let _ = control.env().metrics.runners.set(ext_plugin::runners(&control.env().carry));
     control.env().metrics.gateway.set_node_source(Box::new(move || watched.node_status()));
     events
 }

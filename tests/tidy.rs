@@ -97,6 +97,7 @@ const NAMES: &[(&str, &[&str], &str)] = &[
             "builtin/openid_connect/provider.rs",
             "builtin/shared/",
             "ext_plugin/pool.rs",
+            "ext_plugin/stats.rs",
             "ext_plugin/token.rs",
         ],
         "a lock on the way of a request needs a reason; add the file here with its why-comment beside the lock",

@@ -34,6 +34,7 @@ use crate::{
         contract,
         env::BuildEnv,
         exchange::Exchange,
+        ext_calls,
         phases::Phases,
         reply::{CONTINUE, Flow, Reply},
     },
@@ -85,8 +86,11 @@ impl contract::Plugin for Plugin {
 
     async fn response(&self, answer: &mut Answer) -> Flow {
         let Answer { head, link } = answer;
-        let change = self.caller.response(&ResponseCall { head: &*head }, &mut Asked { link }).await;
-        match change.and_then(|change| apply(change, self.replace_headers, head)) {
+        let called = self.caller.response(&ResponseCall { head: &*head }, &mut Asked { link }).await;
+        if let Some(call) = ext_plugin::call(&self.caller, &called, ResponseChange::name) {
+            link.ask(move |x| ext_calls::note(x, call)).await;
+        }
+        match called.reply.and_then(|change| apply(change, self.replace_headers, head)) {
             Ok(None) => CONTINUE,
             Ok(Some(body)) => {
                 link.replace(body);

@@ -20,7 +20,8 @@ use super::{
     error::{CallError, Code},
     frame::kind,
     message::{self, Action, Encoder, RequestCall, ResponseCall, ResponseChange},
-    runner::{InFlight, Process, Runner},
+    runner::{Counted, Process, Runner},
+    stats::{Histogram, Series},
     token::{Conf, Known},
     watch,
 };
@@ -65,6 +66,14 @@ impl Answers for Nothing {
     async fn response_body(&mut self) -> Result<Option<Bytes>, CallError> {
         Ok(None)
     }
+}
+
+/// What came of a call.
+pub struct Called<T> {
+    /// The reply, or why there is none.
+    pub reply: Result<T, CallError>,
+    /// How long it took, waiting and retries included.
+    pub took: Duration,
 }
 
 /// A kind of call, by its reply.
@@ -169,13 +178,14 @@ const QUEUED: u8 = 1;
 const ANSWERING: u8 = 2;
 
 impl Course {
-    async fn answer<F: Future>(&self, answer: F) -> F::Output {
+    async fn answer<F: Future>(&self, answer: F, times: &Histogram) -> F::Output {
         let since = Instant::now();
         self.stage.store(ANSWERING, Relaxed);
         let answer = answer.await;
         self.stage.store(CALLED, Relaxed);
-        let took = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.answering.fetch_add(took, Relaxed);
+        let took = since.elapsed();
+        times.observe(took);
+        self.answering.fetch_add(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), Relaxed);
         answer
     }
 
@@ -190,17 +200,18 @@ impl Course {
 struct Timed<'a, A> {
     answers: &'a mut A,
     course: &'a Course,
+    times: &'a Histogram,
 }
 
 impl<A: Answers> Answers for Timed<'_, A> {
     async fn var(&mut self, name: &str) -> Result<Option<Bytes>, CallError> {
-        self.course.answer(self.answers.var(name)).await
+        self.course.answer(self.answers.var(name), self.times).await
     }
     async fn request_body(&mut self) -> Result<Option<Bytes>, CallError> {
-        self.course.answer(self.answers.request_body()).await
+        self.course.answer(self.answers.request_body(), self.times).await
     }
     async fn response_body(&mut self) -> Result<Option<Bytes>, CallError> {
-        self.course.answer(self.answers.response_body()).await
+        self.course.answer(self.answers.response_body(), self.times).await
     }
 }
 
@@ -221,7 +232,7 @@ pub struct Terms {
 
 /// The calls of one plugin configuration to its runner.
 pub struct Caller {
-    runner: Option<Arc<Runner>>,
+    runner: Option<(Arc<Runner>, Arc<Series>)>,
     conf: Conf,
     limit: Duration,
     optional: bool,
@@ -240,15 +251,24 @@ impl Caller {
         let processes = runner.as_ref().map_or(1, |runner| runner.processes());
         let limit = terms.limit.or(runner.as_ref().map(|runner| runner.limits().call)).unwrap_or_default();
         let conf = Conf::new(origin, plugin, entries, processes);
+        let runner = runner.map(|runner| {
+            let series = runner.stats().series(plugin, &names(&conf.entries));
+            (runner, series)
+        });
         Self { runner, conf, limit, optional: terms.optional }
+    }
+
+    /// The runner, if there is one.
+    pub fn runner(&self) -> Option<&Arc<Runner>> {
+        self.runner.as_ref().map(|(runner, _)| runner)
     }
 
     /// Lets a request pass through the runner's plugins.
     ///
     /// # Errors
     /// See [`CallError`]; [`CallError::status`] is what the client is told.
-    pub async fn request<S: Subject>(&self, subject: &mut S) -> Result<Action, CallError> {
-        self.tries(&ForRequest, subject).await
+    pub async fn request<S: Subject>(&self, subject: &mut S) -> Called<Action> {
+        self.counted(&ForRequest, subject).await
     }
 
     /// Lets a response pass through the runner's plugins. They see no more of the request than they ask for.
@@ -259,24 +279,47 @@ impl Caller {
         &self,
         call: &ResponseCall<'_>,
         answers: &mut A,
-    ) -> Result<ResponseChange, CallError> {
-        self.tries(&ForResponse(call), answers).await
+    ) -> Called<ResponseChange> {
+        self.counted(&ForResponse(call), answers).await
     }
 
-    /// Tries until there is a reply or an error that no further try may change.
-    async fn tries<A: Answers, C>(&self, call: &C, answers: &mut A) -> Result<C::Reply, CallError>
+    async fn counted<A: Answers, C>(&self, call: &C, answers: &mut A) -> Called<C::Reply>
     where
         C: Kind + for<'a> Call<Timed<'a, A>>,
     {
-        let runner = self.runner.as_ref().ok_or(CallError::NoRunner)?;
-        let deadline = Instant::now() + self.limit;
+        let Some((runner, series)) = &self.runner else {
+            return Called { reply: Err(CallError::NoRunner), took: Duration::ZERO };
+        };
+        let began = Instant::now();
+        let reply = self.tries(runner, series, began, call, answers).await;
+        let took = began.elapsed();
+        series.calls.observe(took);
+        if let Err(error) = &reply {
+            series.failed(error);
+        }
+        Called { reply, took }
+    }
+
+    /// Tries until there is a reply or an error that no further try may change.
+    async fn tries<A: Answers, C>(
+        &self,
+        runner: &Arc<Runner>,
+        series: &Series,
+        began: Instant,
+        call: &C,
+        answers: &mut A,
+    ) -> Result<C::Reply, CallError>
+    where
+        C: Kind + for<'a> Call<Timed<'a, A>>,
+    {
+        let deadline = began + self.limit;
         let (mut unknown_tokens, mut unconnected, mut again, mut avoid) = (0, 0, false, None);
         loop {
             let process = self.process(runner, avoid, deadline).await?;
-            let _counted = InFlight::new(&process);
+            let _counted = Counted::call(&process);
             let (began, course) = (process.now(), Course::default());
-            let mut timed = Timed { answers: &mut *answers, course: &course };
-            let tried = timeout_at(deadline, self.once(runner, &process, call, &mut timed)).await;
+            let mut timed = Timed { answers: &mut *answers, course: &course, times: &series.questions };
+            let tried = timeout_at(deadline, self.once(runner, series, &process, call, &mut timed)).await;
             let failed = match tried {
                 Ok(Ok(reply)) => {
                     process.breaker().succeeded(|| process.now());
@@ -285,13 +328,13 @@ impl Caller {
                 Ok(Err(failed)) => failed,
                 Err(_) => {
                     if course.is_runners(self.limit) {
-                        blame(&process, began, &CallError::Timeout(self.limit));
+                        blame(runner, &process, began, &CallError::Timeout(self.limit));
                     }
                     return Err(CallError::Timeout(self.limit));
                 }
             };
             if !failed.again || again {
-                blame(&process, began, &failed.error);
+                blame(runner, &process, began, &failed.error);
             }
             if matches!(failed.error, CallError::Connect { .. }) {
                 process.lost(failed.life);
@@ -330,13 +373,14 @@ impl Caller {
     async fn once<'a, A: Answers, C: Call<Timed<'a, A>>>(
         &self,
         runner: &Runner,
+        series: &Series,
         process: &Process,
         call: &C,
         answers: &mut Timed<'a, A>,
     ) -> Result<C::Reply, Failed> {
         let (course, life) = (answers.course, process.life());
         let failed = |error| Failed { error, life, again: false };
-        let token = self.token(runner, process).await.map_err(|error| {
+        let token = self.token(runner, series, process).await.map_err(|error| {
             let again = matches!(error, CallError::Closed | CallError::Cut | CallError::Io(_));
             Failed { error, life, again }
         })?;
@@ -371,12 +415,23 @@ impl Caller {
     }
 
     /// The conf token of a process, fetched when there is none.
-    async fn token(&self, runner: &Runner, process: &Process) -> Result<u32, CallError> {
+    async fn token(&self, runner: &Runner, series: &Series, process: &Process) -> Result<u32, CallError> {
         let (life, now) = (process.life(), runner.clock());
         let ticket = match self.conf.token(process.index(), life, now).await {
-            Known::Token(token) => return Ok(token),
-            Known::Fetch(ticket) => ticket,
+            Known::Token(token) => {
+                series.hits.fetch_add(1, Relaxed);
+                return Ok(token);
+            }
+            Known::Fetch(ticket) => {
+                series.misses.fetch_add(1, Relaxed);
+                ticket
+            }
+            Known::Renew(ticket) => {
+                series.renewals.fetch_add(1, Relaxed);
+                ticket
+            }
         };
+        let began = Instant::now();
         if process.is_unknown() {
             process.probe().await?;
         }
@@ -385,13 +440,20 @@ impl Caller {
             return Err(CallError::Refused(Code::BadRequest));
         }
         ticket.fetched(life, token, now);
+        series.prepared.observe(began.elapsed());
         Ok(token)
     }
 }
 
+/// The names of a runner's plugins, as metrics show them.
+fn names(entries: &[(String, String)]) -> String {
+    entries.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(",")
+}
+
 /// Counts a failure that began then for the breaker, if it is the runner's.
-fn blame(process: &Arc<Process>, began: u64, error: &CallError) {
+fn blame(runner: &Runner, process: &Arc<Process>, began: u64, error: &CallError) {
     if error.is_runners() {
+        runner.told(process.index()).call_failed(error);
         let hung = matches!(error, CallError::Timeout(_));
         if process.breaker().failed(began, hung) {
             let (runner, process) = (process.runner(), process.index());

@@ -129,7 +129,7 @@ impl CallError {
         }
     }
 
-    /// A word for it, as metrics have it.
+    /// A word for it, as metrics and logs have it: one of [`KINDS`].
     pub fn kind(&self) -> &'static str {
         match self {
             CallError::NoRunner => "no_runner",
@@ -171,6 +171,31 @@ impl CallError {
         )
     }
 }
+
+/// All words for errors.
+pub const KINDS: [&str; 21] = [
+    "no_runner",
+    "not_ready",
+    "circuit_open",
+    "queue_timeout",
+    "connect",
+    "io",
+    "closed",
+    "cut",
+    "timeout",
+    "too_large",
+    "bad_request",
+    "service_unavailable",
+    "token_not_found",
+    "unknown_error",
+    "unexpected_type",
+    "other_call",
+    "malformed",
+    "unknown_question",
+    "unanswerable",
+    "method",
+    "absurd",
+];
 
 /// What is too large when a client sent it.
 pub const REQUEST_BODY: &str = "the request body";

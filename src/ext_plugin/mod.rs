@@ -19,7 +19,9 @@ pub mod pool;
 // flatc writes unsafe code; see Cargo.toml. Only `message` and tests name it.
 #[allow(unsafe_code, missing_docs, unused, clippy::all, clippy::unwrap_used)]
 pub mod proto;
+pub mod report;
 pub mod runner;
+pub mod stats;
 pub mod supervisor;
 pub mod token;
 pub mod watch;

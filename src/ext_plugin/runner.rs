@@ -19,6 +19,7 @@ use super::{
     frame::kind,
     message,
     pool::{Lease, Pool},
+    stats::{Stats, Told},
 };
 
 /// Failed starts after which calls no longer wait for a process to be ready.
@@ -70,6 +71,11 @@ pub struct Runner {
     managed: bool,
     /// Starts that failed since the last one that did not.
     stumbles: AtomicU32,
+    /// Calls that wait for a process to be ready.
+    waiting: AtomicUsize,
+    stats: Stats,
+    /// Of each place.
+    told: Box<[Arc<Told>]>,
     /// When there was no process any more, in milliseconds since `started`.
     down: AtomicU64,
     /// When each process is started again, likewise; 0: it runs or is being started.
@@ -100,7 +106,7 @@ pub struct Process {
     breaker: Breaker,
     watched: AtomicBool,
     born: Instant,
-    /// Nobody listens on its socket any more.
+    /// It does not listen or answer any more.
     deserted: Notify,
     /// Its process group; 0 when somebody else started it.
     group: i32,
@@ -161,7 +167,12 @@ impl Process {
         millis(self.born.elapsed())
     }
 
-    /// Resolves when nobody listens on its socket any more.
+    /// It is of no use any more: whoever started it replaces it.
+    pub(super) fn desert(&self) {
+        self.deserted.notify_one();
+    }
+
+    /// Resolves when it is of no use any more.
     pub async fn deserted(&self) {
         self.deserted.notified().await;
     }
@@ -249,6 +260,9 @@ impl Runner {
             ready: ArcSwap::from_pointee(ready),
             managed: false,
             stumbles: AtomicU32::new(0),
+            waiting: AtomicUsize::new(0),
+            stats: Stats::default(),
+            told: (0..processes).map(|_| Arc::default()).collect(),
             down: AtomicU64::new(0),
             pauses: (0..processes).map(|_| AtomicU64::new(0)).collect(),
             changed: Notify::new(),
@@ -276,6 +290,26 @@ impl Runner {
         self.managed
     }
 
+    /// The counters of its calls.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// What became of the process in this place.
+    pub fn told(&self, index: usize) -> &Arc<Told> {
+        &self.told[index]
+    }
+
+    /// The processes that may be called.
+    pub fn ready(&self) -> Arc<Vec<Arc<Process>>> {
+        self.ready.load_full()
+    }
+
+    /// Calls that wait for a process to be ready.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Relaxed)
+    }
+
     /// The clock of its tokens.
     pub fn clock(&self) -> Duration {
         self.started.elapsed()
@@ -294,7 +328,7 @@ impl Runner {
     /// Nobody listens on the socket of this process: it has just ended, or will never be of use again.
     pub fn lose(&self, process: &Arc<Process>) {
         self.replace(|other| !Arc::ptr_eq(other, process), None);
-        process.deserted.notify_one();
+        process.desert();
     }
 
     fn replace(&self, stays: impl Fn(&Arc<Process>) -> bool, new: Option<&Arc<Process>>) {
@@ -366,6 +400,7 @@ impl Runner {
         avoid: Option<usize>,
         until: tokio::time::Instant,
     ) -> Result<Arc<Process>, CallError> {
+        let _counted = Counted::new(&self.waiting);
         loop {
             let changed = self.changed.notified();
             if let Some(process) = self.choose(avoid)? {
@@ -391,18 +426,22 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A call that is under way at a process.
-pub struct InFlight<'a>(&'a AtomicUsize);
+/// Something that is counted as long as it is there.
+pub struct Counted<'a>(&'a AtomicUsize);
 
-impl<'a> InFlight<'a> {
-    /// Counts it until it is dropped.
-    pub fn new(process: &'a Process) -> Self {
-        process.in_flight.fetch_add(1, Relaxed);
-        Self(&process.in_flight)
+impl<'a> Counted<'a> {
+    fn new(of: &'a AtomicUsize) -> Self {
+        of.fetch_add(1, Relaxed);
+        Self(of)
+    }
+
+    /// A call that is under way at a process.
+    pub fn call(process: &'a Process) -> Self {
+        Self::new(&process.in_flight)
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -418,6 +457,11 @@ impl Runners {
     /// In this order; the first is the default.
     pub fn new(all: Vec<Arc<Runner>>) -> Self {
         Self { all }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Arc<Runner>] {
+        &self.all
     }
 
     /// The runner of that name, or the default one.

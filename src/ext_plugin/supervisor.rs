@@ -32,6 +32,7 @@ use tokio::{
 use super::{
     output,
     runner::{Process, Runner},
+    stats::Stage,
     token,
 };
 
@@ -147,9 +148,11 @@ struct Running {
 async fn keep(runner: Arc<Runner>, launch: Arc<Launch>, index: usize, mut changed: watch::Receiver<()>) {
     let mut pause = FIRST_PAUSE;
     let mut running: Option<Running> = None;
+    let told = runner.told(index).clone();
     loop {
         let Some(now) = &mut running else {
             runner.starts(index);
+            told.tell(|story| story.stage = Stage::Starting);
             match start(&runner, &launch, index).await {
                 Ok(ready) => {
                     runner.install(index, Some(ready.process.clone()));
@@ -158,6 +161,8 @@ async fn keep(runner: Arc<Runner>, launch: Arc<Launch>, index: usize, mut change
                 Err(e) => {
                     tracing::error!(runner = runner.name(), process = index, error = %e, "the runner does not start");
                     runner.stumbled();
+                    told.tell(|story| story.failed_starts += 1);
+                    told.failed(&e);
                     rest(&runner, index, pause).await;
                     pause = (pause * 2).min(LAST_PAUSE);
                 }
@@ -176,10 +181,12 @@ async fn keep(runner: Arc<Runner>, launch: Arc<Launch>, index: usize, mut change
         runner.install(index, None);
         let status = match status {
             Some(status) => status.map_or_else(|e| e.to_string(), |status| status.to_string()),
-            None => "alive, but nobody listens".to_owned(),
+            None => "alive, but it does not listen or answer".to_owned(),
         };
         let lived = now.since.elapsed();
         tracing::warn!(runner = runner.name(), process = index, status, ?lived, "the runner ended");
+        told.tell(|story| story.restarts += 1);
+        told.failed(&format_args!("it ended after {lived:?}: {status}"));
         if let Some(ended) = running.take() {
             stop(ended).await;
         }
@@ -192,6 +199,7 @@ async fn keep(runner: Arc<Runner>, launch: Arc<Launch>, index: usize, mut change
 /// Waits before the next start.
 async fn rest(runner: &Runner, index: usize, pause: Duration) {
     runner.pauses(index, pause);
+    runner.told(index).tell(|story| (story.stage, story.pid) = (Stage::Pausing, 0));
     sleep(pause).await;
 }
 
@@ -199,6 +207,7 @@ async fn rest(runner: &Runner, index: usize, pause: Duration) {
 async fn replace(runner: &Runner, launch: &Launch, index: usize, old: Option<Running>) -> Option<Running> {
     // Two cannot listen on one socket: calls wait until the new one does.
     if launch.socket.is_some() {
+        runner.told(index).tell(|story| story.stage = Stage::Ending);
         runner.install(index, None);
         if let Some(old) = old {
             retire(old).await;
@@ -215,6 +224,8 @@ async fn replace(runner: &Runner, launch: &Launch, index: usize, old: Option<Run
         }
         Err(e) => {
             tracing::error!(runner = runner.name(), process = index, error = %e, "the new runner does not start; the old one stays");
+            runner.told(index).tell(|story| story.failed_starts += 1);
+            runner.told(index).failed(&e);
             old
         }
     }
@@ -283,6 +294,10 @@ async fn start(runner: &Runner, launch: &Launch, index: usize) -> io::Result<Run
     loop {
         if matches!(timeout(PROBE, process.probe()).await, Ok(Ok(()))) {
             tracing::info!(runner = runner.name(), process = index, pid, "the runner is ready");
+            runner.told(index).tell(|story| {
+                (story.stage, story.pid) = (Stage::Ready, pid);
+                story.generation += 1;
+            });
             let since = Instant::now();
             return Ok(Running { child, leash: leash.into_inner(), process, since });
         }

@@ -45,6 +45,8 @@ pub enum Known<'a> {
     Token(u32),
     /// The caller is to fetch it and put it into the ticket.
     Fetch(Ticket<'a>),
+    /// The same, because the one that there is has grown old.
+    Renew(Ticket<'a>),
 }
 
 /// The right to fetch a token; nobody else fetches it meanwhile.
@@ -82,7 +84,7 @@ impl Conf {
             }
             // One renews; the others go on with the old one, which is good for a while yet.
             return match slot.flight.try_lock() {
-                Ok(flight) => Known::Fetch(Ticket { slot, _flight: flight }),
+                Ok(flight) => Known::Renew(Ticket { slot, _flight: flight }),
                 Err(_) => Known::Token(token),
             };
         }
@@ -133,7 +135,9 @@ mod tests {
 
     async fn fetch(conf: &Conf, process: usize, life: u32, token: u32, now: u64) {
         match conf.token(process, life, Duration::from_secs(now)).await {
-            Known::Fetch(ticket) => ticket.fetched(life, token, Duration::from_secs(now)),
+            Known::Fetch(ticket) | Known::Renew(ticket) => {
+                ticket.fetched(life, token, Duration::from_secs(now));
+            }
             Known::Token(known) => panic!("{known} is known"),
         }
     }
@@ -143,7 +147,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let known = match runtime.block_on(conf.token(process, life, Duration::from_secs(now))) {
             Known::Token(token) => Some(token),
-            Known::Fetch(_) => None,
+            Known::Fetch(_) | Known::Renew(_) => None,
         };
         assert_eq!(known, expected, "process {process} life {life} at {now}");
     }
@@ -173,7 +177,7 @@ mod tests {
         runtime.block_on(async {
             fetch(&conf, 0, 1, 7, 0).await;
             let now = Duration::from_secs(3000);
-            let Known::Fetch(ticket) = conf.token(0, 1, now).await else { panic!("it is due") };
+            let Known::Renew(ticket) = conf.token(0, 1, now).await else { panic!("it is due") };
             assert!(matches!(conf.token(0, 1, now).await, Known::Token(7)));
             ticket.fetched(1, 8, now);
             assert!(matches!(conf.token(0, 1, now).await, Known::Token(8)));

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     call::Nothing,
@@ -17,6 +17,9 @@ use super::{
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A process of ours that answers nothing for so long is replaced.
+const HUNG: Duration = Duration::from_secs(10);
 
 /// How long an answer that comes later is read before the connection is closed.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -30,12 +33,25 @@ pub fn begin(process: &Arc<Process>) {
 }
 
 async fn ask(process: Weak<Process>) {
+    let mut silent: Option<Instant> = None;
     loop {
         let Some(process) = process.upgrade() else { return };
         let breaker = process.breaker();
         match knock(&process).await {
-            Ok(()) => breaker.answered(process.now()),
-            Err(error) => breaker.unanswered(!matches!(error, CallError::Timeout(_))),
+            Ok(()) => {
+                silent = None;
+                breaker.answered(process.now());
+            }
+            Err(CallError::Timeout(_)) => {
+                breaker.unanswered(false);
+                if silent.get_or_insert_with(Instant::now).elapsed() > HUNG {
+                    process.desert();
+                }
+            }
+            Err(_) => {
+                silent = None;
+                breaker.unanswered(true);
+            }
         }
         if breaker.is_closed() {
             process.watched(false);

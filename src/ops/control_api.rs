@@ -5,7 +5,8 @@
 //! Invariant: secrets do not pass (see `view`).
 //!
 //! Differs from APISIX: `POST /v1/gc` has nothing to collect and `PUT /v1/plugins/reload` nothing to load, as plugins
-//! are part of the program; `GET /v1/faults` is ours. `GET /v1/discovery/…` does not exist.
+//! are part of the program; `GET /v1/faults` and
+//! `GET /v1/ext-plugin/runners` are ours. `GET /v1/discovery/…` does not exist.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use http::{Method, Response, StatusCode, header};
 use pingora::{apps::http_app::ServeHttp, protocols::http::ServerSession};
 use serde_json::{Map, Value, json};
 
-use super::{answer, health_page, view};
+use super::{answer, health_page, runners_page, view};
 use crate::{
     control::Control,
     net::uri,
@@ -55,6 +56,7 @@ impl ControlApi {
         let answer = match (method.as_str(), &*segments) {
             ("GET", ["v1", what]) => self.all(what, accept).await,
             ("GET", ["v1", "healthcheck", which @ ..]) => self.health_of(which, accept).await,
+            ("GET", ["v1", "ext-plugin", "runners"]) => Ok(self.runners()),
             ("GET", ["v1", "plugin_metadata", name, ..]) => self.metadata(name).await,
             ("GET", ["v1", singular, id, ..]) => match dumped(singular) {
                 Some(kind) => self.one(kind, id).await,
@@ -169,6 +171,13 @@ impl ControlApi {
             })
         });
         answer::json(StatusCode::OK, &list.collect())
+    }
+
+    /// `/v1/ext-plugin/runners`.
+    fn runners(&self) -> Response<Vec<u8>> {
+        let runners = self.control.env().metrics.runners.get();
+        let all = runners.map(|runners| runners.all()).unwrap_or_default();
+        answer::json(StatusCode::OK, &all.iter().map(|runner| runners_page::runner(runner)).collect())
     }
 
     fn registry(&self) -> &dyn Registry {
@@ -381,6 +390,7 @@ mod tests {
             ("/v1/routes", 200, json!({})),
             ("/v1/plugin_metadatas", 200, json!({})),
             ("/v1/faults", 200, json!([])),
+            ("/v1/ext-plugin/runners", 200, json!([])),
             ("/v1/consumers", 404, Value::Null),
             ("/v1/route", 404, Value::Null),
             ("/v1/gc", 404, Value::Null),

@@ -11,6 +11,7 @@ pub mod export;
 mod health_page;
 mod log_file;
 pub mod log_format;
+mod runners_page;
 pub mod signals;
 mod sink;
 pub mod status;

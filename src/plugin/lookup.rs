@@ -16,6 +16,7 @@ use http::{HeaderMap, Version, header};
 use super::{
     body::BodyState,
     exchange::Exchange,
+    ext_calls,
     request::{RequestCtx, Try},
 };
 use crate::{
@@ -163,6 +164,9 @@ impl Exchange<'_> {
             }
             Var::Other(name) if **name == *"credential_identifier" => {
                 self.ctx.credential.as_ref().map(|(id, _)| Cow::Borrowed(&**id))
+            }
+            Var::Other(name) if name.starts_with("ext_plugin_") => {
+                ext_calls::variable(self.ctx, name).map(Cow::Owned)
             }
             _ => None,
         }

@@ -9,6 +9,7 @@ pub mod batches;
 pub mod family;
 pub mod gateway;
 pub mod http;
+pub mod runners;
 mod text;
 
 use std::sync::{Arc, OnceLock};
@@ -21,7 +22,7 @@ use self::{
     gateway::Gateway,
     http::{Http, Settings},
 };
-use crate::compat::Compat;
+use crate::{compat::Compat, ext_plugin::runner::Runners};
 
 /// Metrics of gateway and plugins.
 pub struct Metrics {
@@ -36,6 +37,8 @@ pub struct Metrics {
     pub batches: Batches,
     /// Of the gateway as a whole.
     pub gateway: Gateway,
+    /// Runners of external plugins; they count by themselves.
+    pub runners: OnceLock<Arc<Runners>>,
     http: OnceLock<Arc<Http>>,
 }
 
@@ -53,6 +56,7 @@ impl Metrics {
             lost_entries: counter("portcullis_log_entries_dropped_total", "Log entries that no server got"),
             batches: Batches::default(),
             gateway: Gateway::default(),
+            runners: OnceLock::new(),
             http: OnceLock::new(),
             registry,
         }
@@ -89,6 +93,9 @@ pub fn render(metrics: &Metrics) -> String {
     let compat = http.map(|http| http.compat).unwrap_or_default();
     metrics.gateway.render(&mut out, prefix, compat);
     metrics.batches.render(&mut out, prefix);
+    if let Some(runners) = metrics.runners.get() {
+        runners::render(&mut out, runners);
+    }
     if let Some(http) = http {
         http.render(&mut out);
     }

@@ -10,6 +10,7 @@ pub mod contract;
 pub mod def;
 pub mod env;
 pub mod exchange;
+pub mod ext_calls;
 pub mod fingerprint;
 pub mod head_lookup;
 pub mod lookup;

@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::{
     body::{BodyState, Passed},
     consumer::Consumer,
+    ext_calls::ExtCall,
 };
 use crate::vars::body::PostBody;
 
@@ -162,6 +163,8 @@ pub struct RequestCtx {
     /// The plugin that answered instead of the upstream.
     pub answered_by: Option<&'static str>,
     /// Plugins' private state, by plugin instance and type.
+    /// Calls to runners of external plugins, in their order.
+    pub ext_calls: Vec<ExtCall>,
     pub(super) local: Vec<(usize, TypeId, Box<dyn Any + Send + Sync>)>,
     /// Outcome of `_meta.filter` by plugin instance: evaluated once per request.
     pub(super) filters: Vec<(usize, bool)>,
@@ -198,6 +201,7 @@ impl RequestCtx {
             own_id: OnceLock::new(),
             post_body: OnceLock::new(),
             answered_by: None,
+            ext_calls: Vec::new(),
             local: Vec::new(),
             filters: Vec::new(),
         }

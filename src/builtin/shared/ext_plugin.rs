@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     ext_plugin::{
-        call::{Answers, Caller, Subject, Terms},
+        call::{Answers, Called, Caller, Subject, Terms},
         error::CallError,
         message::{Action, Entry, RequestCall, Rewrite, Stop},
         runner::{Runner, Runners},
@@ -33,6 +33,7 @@ use crate::{
         body::{self, BodyState},
         env::{BuildEnv, Carry},
         exchange::Exchange,
+        ext_calls::{self, ExtCall},
         reply::{CONTINUE, Flow, Reply, ReplyBody},
         request::HeaderMode,
     },
@@ -130,6 +131,17 @@ pub fn caller(config: &Config, plugin: &str, env: &BuildEnv<'_>) -> Result<Calle
     Ok(Caller::new(runner, &env.origin.to_string(), plugin, entries, terms))
 }
 
+/// What the logs say of a call; `name` is a word for its reply.
+pub fn call<T>(
+    caller: &Caller,
+    called: &Called<T>,
+    name: impl FnOnce(&T) -> &'static str,
+) -> Option<ExtCall> {
+    let runner = caller.runner()?.clone();
+    let status = called.reply.as_ref().map_or_else(CallError::kind, name);
+    Some(ExtCall { runner, took: called.took, status })
+}
+
 /// What a failed call means for the client: nothing when the configuration allows for it.
 pub fn failed(error: &CallError, allow_degradation: bool) -> Flow {
     if allow_degradation {
@@ -158,8 +170,11 @@ impl RequestPlugin {
     /// Asks the runner and does what it says.
     pub async fn run(&self, x: &mut Exchange<'_>) -> Flow {
         let sent = Sent::new(x);
-        let decision = self.caller.request(&mut Passing { asked: Asked { x }, sent: &sent }).await;
-        let done = match decision {
+        let called = self.caller.request(&mut Passing { asked: Asked { x }, sent: &sent }).await;
+        if let Some(call) = call(&self.caller, &called, Action::name) {
+            ext_calls::note(x, call);
+        }
+        let done = match called.reply {
             Ok(Action::None) => return CONTINUE,
             Ok(Action::Stop(stop)) => answer(stop, x),
             Ok(Action::Rewrite(rewrite)) => apply(rewrite, &sent, x).await.map(|()| CONTINUE),
