@@ -11,6 +11,8 @@
 //! - `look`: the same questions, but no change.
 //! - `fault`: text; see [`Fault`].
 //!
+//! With `FORGET_AFTER` in its environment it forgets each configuration after so many calls.
+//!
 //! Several of them run in order; the first that decides ends it. It listens on `APISIX_LISTEN_ADDRESS`.
 
 #![allow(clippy::unwrap_used)]
@@ -126,6 +128,7 @@ fn plugin(name: &str, value: &str) -> Option<Plugin> {
 }
 
 struct Conf {
+    calls: AtomicUsize,
     key: String,
     plugins: Vec<Plugin>,
     forgotten: AtomicUsize,
@@ -137,6 +140,7 @@ struct Runner {
     next_token: AtomicU32,
     calls: AtomicUsize,
     connections: AtomicUsize,
+    forget_after: usize,
 }
 
 /// A reply: type and payload; nothing ends the connection.
@@ -160,6 +164,8 @@ fn main() {
         next_token: AtomicU32::new(std::process::id().wrapping_mul(7919) | 1),
         calls: AtomicUsize::new(0),
         connections: AtomicUsize::new(0),
+        forget_after: std::env::var("FORGET_AFTER")
+            .map_or(usize::MAX, |text| text.parse().expect("a number")),
     });
     for stream in listener.incoming() {
         let (stream, runner) = (stream.expect("a connection"), runner.clone());
@@ -225,7 +231,7 @@ impl Connection<'_> {
         let twice = plugins.iter().any(|plugin| matches!(plugin, Plugin::Fault(Fault::PrepareTwice)));
         let key = text(request.key().expect("a key"));
         let token = self.runner.next_token.fetch_add(1, Relaxed);
-        let conf = Conf { key, plugins, forgotten: AtomicUsize::new(0) };
+        let conf = Conf { calls: AtomicUsize::new(0), key, plugins, forgotten: AtomicUsize::new(0) };
         self.runner.confs.lock().unwrap().insert(token, Arc::new(conf));
         let mut builder = FlatBufferBuilder::new();
         let root = prepare_conf::Resp::create(&mut builder, &prepare_conf::RespArgs { conf_token: token });
@@ -243,6 +249,10 @@ impl Connection<'_> {
         let Some(conf) = self.runner.confs.lock().unwrap().get(&token).cloned() else {
             return error(2);
         };
+        if conf.calls.fetch_add(1, Relaxed) >= self.runner.forget_after {
+            self.runner.confs.lock().unwrap().remove(&token);
+            return error(2);
+        }
         let mut decision = Decision::None;
         for plugin in &conf.plugins {
             decision = match plugin {

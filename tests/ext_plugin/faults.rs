@@ -146,6 +146,13 @@ fn a_call_has_its_own_time_limit() {
 }
 
 #[test]
+fn a_time_limit_may_be_as_long_as_one_likes() {
+    let mut plugins = pre("nothing", "");
+    plugins["ext-plugin-pre-req"]["timeout_ms"] = u64::MAX.into();
+    Fixture::new(plugins).get("/").expect(200);
+}
+
+#[test]
 fn a_hanging_runner_gets_so_many_calls_and_no_more() {
     let fixture = Fixture::with(pre("fault", "hang"), |setup| {
         setup

@@ -3,8 +3,11 @@
 mod calls;
 mod faults;
 mod languages;
+mod observed;
 mod outages;
 mod responses;
+mod routes;
+mod secure;
 mod supervised;
 
 use serde_json::{Value, json};

@@ -213,6 +213,20 @@ fn a_process_that_no_longer_listens_is_replaced() {
     assert_ne!(started_by(gateway.child()), old);
 }
 
+#[test]
+fn a_process_that_hangs_is_replaced() {
+    let (gateway, _upstream) =
+        managed(json!({"cmd": command()}), |setup| setup.set("ext-plugin.timeout.call", "300ms"));
+    eventually("it is ready", || gateway.get("/must").status == 200);
+    let old = started_by(gateway.child());
+    signal(old[0], Signal::SIGSTOP);
+    eventually("another one answers", || {
+        gateway.get("/may").expect(200);
+        gateway.get("/must").status == 200
+    });
+    assert_ne!(started_by(gateway.child()), old);
+}
+
 /// A change of the runner's files under load; none of it may be seen.
 #[track_caller]
 fn reloaded_unseen(fixed_socket: bool) {

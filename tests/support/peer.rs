@@ -35,6 +35,37 @@ impl Drop for Peer {
     }
 }
 
+/// A server behind TLS that speaks HTTP/1.1 and HTTP/2; see `tests/peers/secure/server.mjs`.
+pub struct SecureServer {
+    _peer: Peer,
+    _home: TempDir,
+    /// Where it listens.
+    pub port: u16,
+}
+
+impl SecureServer {
+    /// Starts one with a certificate that nobody vouches for.
+    #[track_caller]
+    pub fn start() -> Self {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let file = |name: &str| home.path().join(name).display().to_string();
+        let (key, cert) = (file("key.pem"), file("cert.pem"));
+        let arguments = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=up.test -keyout";
+        let arguments: Vec<&str> = arguments.split(' ').chain([&*key, "-out", &*cert]).collect();
+        super::tool::stdout("openssl", &arguments);
+        let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/peers/secure/server.mjs");
+        let mut command = Command::new("node");
+        command.arg(script).args([&key, &cert]).stdout(Stdio::piped());
+        let mut peer = Peer::start(&mut command);
+        let mut line = String::new();
+        let output = peer.0.stdout.take().expect("it is a pipe");
+        BufReader::new(output).read_line(&mut line).expect("its output can be read");
+        let said: Value = serde_json::from_str(&line).expect("it says where it listens");
+        let port = u16::try_from(said["port"].as_u64().expect("a port")).expect("a port");
+        Self { _peer: peer, _home: home, port }
+    }
+}
+
 /// The library `oidc-provider` as a server; see `tests/peers/oidc/provider.mjs`.
 pub struct OpenIdProvider {
     peer: Option<Peer>,
