@@ -9,7 +9,8 @@ use portcullis::{
 /// Reads a text as apisix.yaml and judges all its resources.
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let count = text.split('\n').count();
+    // What YAML takes for the end of a line.
+    let count = text.split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).count();
     let document = match yaml::parse(text) {
         Ok(document) => document,
         Err(error) => {
