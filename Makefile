@@ -1,5 +1,5 @@
 # Every target is what CI runs too; anything longer than three lines lives in .ci/.
-.PHONY: run build check test lint fmt proto bench clean
+.PHONY: run build check test lint fmt proto bench bench-plugins clean
 
 run: ## installs what is missing, builds, starts the gateway on its embedded default
 	.ci/setup build
@@ -32,6 +32,12 @@ proto: ## src/ext_plugin/proto.rs of its schema
 bench: ## needs wrk, nginx and haproxy; about ten minutes
 	.ci/setup bench
 	python3 bench/run.py
+
+bench-plugins: ## the gateway with external plugins in each language; needs wrk and nginx
+	.ci/setup bench
+	cargo build --release --locked --bin portcullis --example stub_runner
+	.ci/runners build
+	python3 bench/ext_plugin/gateway.py
 
 clean:
 	cargo clean
