@@ -399,6 +399,7 @@ fn environment(settings: &Settings) -> Result<Env> {
         carry: carry(settings),
         metrics: Arc::new(Metrics::new(prometheus::Registry::new())),
         debug_auth: settings.portcullis.debug_auth,
+        unjudged: matches!(settings.provider(), Provider::Yaml | Provider::Json),
         upstream: upstream_defaults(settings)?,
         apis,
     })

@@ -80,6 +80,26 @@ fn a_bad_item_keeps_its_last_good_version_and_leaves_the_others_alone() {
 }
 
 #[test]
+fn what_the_admin_api_would_refuse_a_file_does_not_bring_in() {
+    let a = Upstream::named("a");
+    let mut document = routes(&[("/good", &a), ("/member", &a), ("/plugin", &a)]);
+    document["routes"][1]["upstraem_id"] = json!("1");
+    document["routes"][2]["plugins"] = json!({"limit-count": {"count": -5, "time_window": 60}});
+    document["consumers"] = json!([{"username": "jack", "plugins": {"key-auth": {}}}]);
+    let gateway = Gateway::file(document);
+    gateway.get("/good").expect(200);
+    for path in ["/member", "/plugin"] {
+        gateway.get(path).expect(404);
+    }
+    let faults = gateway.control("/v1/faults").text();
+    for part in
+        ["upstraem_id", "property \\\"count\\\" validation failed", "property \\\"key\\\" is required"]
+    {
+        assert!(faults.contains(part), "{part}: {faults}");
+    }
+}
+
+#[test]
 fn bad_items_of_the_first_file_are_left_out() {
     let a = Upstream::named("a");
     let mut document = routes(&[("/x", &a), ("/y", &a)]);
@@ -134,7 +154,7 @@ fn portcullis_test_names_every_fault() {
     for part in [
         "conf/apisix.yaml:4: routes.1.upstraem_id: ",
         "did you mean upstream_id?",
-        "conf/apisix.yaml:8: routes.2.plugins.key-auth",
+        "conf/apisix.yaml:9: routes.2.plugins.key-auth.header: ",
         "conf/apisix.yaml:13: routes.3.upstream_id: there is no upstream gone",
         "plugins: no such plugin here: no-such",
     ] {

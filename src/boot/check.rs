@@ -16,7 +16,7 @@ use crate::{
         Settings,
         fault::{Fault, Severity, nearest},
     },
-    snapshot::{compile::Env, workspace},
+    snapshot::{compile::Env, judge, workspace},
     store::Event,
     yaml::{self, positions::Positions},
 };
@@ -71,7 +71,9 @@ pub fn resources(settings: &Settings) -> Vec<Fault> {
     let keys: HashSet<&Key> = entries.iter().map(|entry| &entry.key).collect();
     for entry in &entries {
         let Ok(value) = serde_json::from_str::<Value>(&entry.value) else { continue };
-        if let Err(why) = judge(&env, &entry.key, &value) {
+        let has_metadata = |name: &str| keys.contains(&Key::new(Kind::PluginMetadata, name));
+        let judged = judge::resource(&env, &entry.key, &value, &has_metadata);
+        if let Err(why) = judged.and_then(|()| workspace::check(&env, &entry.key, &value)) {
             faults.push(fault(Severity::Error, places.of(&env, &entry.key, &trail(&why)), why));
         }
         for (member, to) in REFERENCES {
@@ -87,13 +89,6 @@ pub fn resources(settings: &Settings) -> Vec<Fault> {
         }
     }
     faults
-}
-
-fn judge(env: &Env, key: &Key, value: &Value) -> Result<(), String> {
-    if !matches!(key.kind(), Kind::PluginMetadata | Kind::Secret) {
-        resource::check(key.kind(), value)?;
-    }
-    workspace::check(env, key, value)
 }
 
 /// A step on the way from a resource to the member that a sentence is about.

@@ -306,6 +306,7 @@ mod tests {
             carry: Carry::default(),
             metrics: Arc::new(Metrics::new(MetricsRegistry::new())),
             debug_auth: false,
+            unjudged: false,
             secrets: Arc::default(),
             upstream: UpstreamDefaults {
                 resolver: Resolver::new(&ResolverConf::default()).unwrap(),

@@ -69,6 +69,7 @@ pub(super) fn environment() -> Env {
         carry: Carry::default(),
         metrics: Arc::new(Metrics::new(prometheus::Registry::new())),
         debug_auth: false,
+        unjudged: false,
         secrets: Arc::default(),
         upstream: UpstreamDefaults {
             resolver: Resolver::new(&ResolverConf::default()).expect("a resolver"),

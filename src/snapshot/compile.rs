@@ -44,6 +44,8 @@ pub struct Env {
     pub metrics: Arc<Metrics>,
     /// `portcullis.debug_auth`.
     pub debug_auth: bool,
+    /// Whether nobody has judged the resources by their schemas: they come from a file.
+    pub unjudged: bool,
     /// What upstreams share.
     pub upstream: UpstreamDefaults,
     /// Endpoints behind `public-api`.

@@ -6,6 +6,7 @@
 
 pub mod compile;
 pub mod consumers;
+pub mod judge;
 pub mod router;
 pub mod shard_map;
 pub mod upstreams;

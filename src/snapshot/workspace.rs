@@ -15,6 +15,7 @@ use super::{
     Fault, Route, RouteUpstream, Snapshot,
     compile::{self, Env},
     consumers::{self, Claimed},
+    judge,
     router::{MethodSet, Rule},
     upstreams,
 };
@@ -270,6 +271,12 @@ impl Workspace {
 
     fn one(&mut self, key: &Key) -> Result<(), String> {
         let stored = self.raw.get(key).map(|raw| raw.text.clone());
+        if self.env.unjudged
+            && let Some(stored) = &stored
+        {
+            let has_metadata = |name: &str| self.raw.contains_key(&Key::new(Kind::PluginMetadata, name));
+            judge::resource(&self.env, key, &serde_json::from_str(stored).map_err(text)?, &has_metadata)?;
+        }
         if key.kind() == Kind::Route {
             return self.route(key, stored.as_deref());
         }

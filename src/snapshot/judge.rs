@@ -1,0 +1,47 @@
+//! Judges resources that nobody has judged yet: those of files. What a store holds was judged by the Admin API when it
+//! was written, and is not judged again at each start.
+//!
+//! APISIX: core/config_yaml.lua `sync_data`, which checks each item with the schema and the checker of its kind.
+
+use serde_json::Value;
+
+use super::compile::Env;
+use crate::{
+    plugin::{
+        def::SchemaType,
+        env::{CheckEnv, Registry},
+        meta,
+    },
+    resource::{self, Key, Kind},
+};
+
+/// Judges a resource and its plugins by their schemas. `has_metadata` tells of a plugin whether it has any.
+///
+/// # Errors
+/// What is wrong, in the words of APISIX.
+pub fn resource(
+    env: &Env,
+    key: &Key,
+    value: &Value,
+    has_metadata: &dyn Fn(&str) -> bool,
+) -> Result<(), String> {
+    // Read as they are needed; they have no schema of their own here.
+    if matches!(key.kind(), Kind::PluginMetadata | Kind::Secret) {
+        return Ok(());
+    }
+    resource::check(key.kind(), value)?;
+    let of = match key.kind() {
+        Kind::Consumer | Kind::Credential => SchemaType::Consumer,
+        _ => SchemaType::Route,
+    };
+    let plugins = value.get("plugins").and_then(Value::as_object);
+    for (name, conf) in plugins.into_iter().flatten() {
+        // Those that are not there are for whoever compiles them to report; those switched off may be anything.
+        let Some(def) = env.registry.find(name).filter(|_| !meta::disabled(conf)) else { continue };
+        let check =
+            CheckEnv { registry: &env.registry, compat: env.compat, has_metadata: has_metadata(name) };
+        def.check(conf, of, &check)
+            .map_err(|e| format!("failed to check the configuration of plugin {name} err: {e}"))?;
+    }
+    Ok(())
+}
