@@ -35,7 +35,9 @@ fn dead() -> String {
 fn tally(gateway: &Gateway, requests: usize, header: impl Fn(usize) -> String) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for number in 0..requests {
-        let response = gateway.request("GET", "/").header("X-User", &header(number)).send().expect(200);
+        let user = header(number);
+        let request = gateway.request("GET", &format!("/?user={user}")).header("X-User", &user);
+        let response = request.send().expect(200);
         *counts.entry(response.text()).or_default() += 1;
     }
     counts
@@ -57,7 +59,7 @@ fn consistent_hashing_keeps_a_client_on_its_node() {
     let nodes: Vec<Upstream> = ["a", "b", "c"].into_iter().map(Upstream::named).collect();
     let weights: BTreeMap<String, u32> = nodes.iter().map(|node| (node.node(), 1)).collect();
     for (hash_on, key) in
-        [("header", "X-User"), ("vars", "http_x_user"), ("vars_combinations", "$http_x_user-$uri")]
+        [("header", "X-User"), ("vars", "arg_user"), ("vars_combinations", "$http_x_user-$uri")]
     {
         let gateway = to(json!({"type": "chash", "hash_on": hash_on, "key": key, "nodes": weights}));
         assert_eq!(tally(&gateway, 10, |_| "jack".into()).len(), 1, "{hash_on}: one user stays");

@@ -84,7 +84,8 @@ fn cors() {
     preflight.expect(200).expect_header("Access-Control-Allow-Origin", "*");
     assert_eq!(fixture.upstream.count(), 1, "a preflight is answered here");
 
-    let strict = json!({"allow_origins": "http://a.test,http://b.test", "allow_methods": "GET,PUT", "allow_credential": true});
+    let strict = json!({"allow_origins": "http://a.test,http://b.test", "allow_methods": "GET,PUT",
+        "allow_headers": "X-A", "expose_headers": "X-B", "allow_credential": true});
     let fixture = Fixture::new(json!({"cors": strict}));
     let answer = fixture.get("/", &[("Origin", "http://b.test")]).expect(200);
     assert_eq!(answer.header("Access-Control-Allow-Origin"), Some("http://b.test"));
