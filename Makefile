@@ -37,7 +37,7 @@ bench-plugins: ## the gateway with external plugins in each language; needs wrk 
 	.ci/setup bench
 	cargo build --release --locked --bin portcullis --example stub_runner
 	.ci/runners build
-	python3 bench/ext_plugin/gateway.py
+	python3 bench/ext_plugin/proxied.py
 
 clean:
 	cargo clean

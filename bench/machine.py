@@ -8,8 +8,10 @@ import json
 import os
 import platform
 import re
+import signal
 import socket
 import subprocess
+import sys
 import time
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -165,3 +167,14 @@ def wrk(cpus, port, requests, seconds, connections):
     if not line.startswith("{"):
         raise Failed(f"wrk: {out.stdout}{out.stderr}")
     return json.loads(line)
+
+
+def guarded(main):
+    """Runs a program of the benchmarks: no process that it started outlives it, and a failure is one line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        main()
+    except Failed as failed:
+        sys.exit(f"bench: {failed}")
+    finally:
+        Process.stop_all()

@@ -11,9 +11,7 @@ import argparse
 import datetime
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 
 import admin
@@ -102,10 +100,4 @@ def keep(given, document, now):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        main()
-    except machine.Failed as failed:
-        sys.exit(f"bench: {failed}")
-    finally:
-        machine.Process.stop_all()
+    machine.guarded(main)

@@ -27,6 +27,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "plugins" /
 
 import gateway  # noqa: E402
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import machine  # noqa: E402
+
 HEADERS = [
     ("host", "api.example.com"),
     ("user-agent", "curl/8.5.0"),
@@ -41,22 +45,9 @@ ARGS = [("a", "1"), ("page", "20")]
 ANSWER = gateway.frame(gateway.EXTRA_INFO, gateway.extra_info(b"1"))
 
 
-def cpu(pids: list[int]) -> float:
-    """CPU seconds that these processes have used."""
-    used = 0
-    for pid in pids:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        used += int(fields[11]) + int(fields[12])
-    return used / os.sysconf("SC_CLK_TCK")
-
-
-def family(pid: int) -> list[int]:
-    """A process with all its descendants."""
-    found = [pid]
-    for one in found:
-        for task in pathlib.Path(f"/proc/{one}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
+def cpu(pid: int) -> float:
+    """CPU seconds that a process and its descendants have used."""
+    return sum(machine.cpu_seconds(one) for one in machine.family(pid))
 
 
 class Load:
@@ -79,7 +70,7 @@ class Load:
         """CPU seconds of the runner for a call, and calls per second."""
         buffers = dict.fromkeys(self.sockets, b"")
         begun = time.monotonic()
-        end, used, calls = begun + seconds, cpu(family(self.runner.process.pid)), 0
+        end, used, calls = begun + seconds, cpu(self.runner.process.pid), 0
         for one in self.sockets.values():
             one.sendall(self.call)
         waiting = set(self.sockets)
@@ -101,7 +92,7 @@ class Load:
                         waiting.discard(number)
                 buffers[number] = got
         took = time.monotonic() - begun
-        return (cpu(family(self.runner.process.pid)) - used) / calls, calls / took
+        return (cpu(self.runner.process.pid) - used) / calls, calls / took
 
     def close(self) -> None:
         for one in self.sockets.values():

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures external plugins through the gateway: CPU of the gateway and of the runner apart, for a request.
 
-    bench/ext_plugin/gateway.py [--build target/release] [--only stub go] [--rounds 7] [--seconds 3]
+    bench/ext_plugin/proxied.py [--build target/release] [--only stub go] [--rounds 7] [--seconds 3]
 
 The stub (tests/stub_runner.rs) is the floor of the wire: what it costs the gateway is the call itself. The other rows
 are real runners with a plugin that does nothing; those that are not built are left out, and it is said so. The runner and
@@ -12,7 +12,6 @@ everywhere in `make bench`. Needs wrk and nginx.
 import argparse
 import os
 import shutil
-import signal
 import statistics
 import sys
 import tempfile
@@ -181,10 +180,4 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        main()
-    except machine.Failed as failed:
-        sys.exit(f"bench: {failed}")
-    finally:
-        machine.Process.stop_all()
+    machine.guarded(main)
