@@ -15,10 +15,10 @@ use crate::{
     plugin::{
         def::SchemaType,
         env::{CheckEnv, Registry},
-        meta,
     },
     resource::{self, Key, Kind, secret},
     schema::lua,
+    snapshot::judge,
     vars::expr::{self, Expr},
 };
 
@@ -208,12 +208,7 @@ impl Admin {
             return Err(error);
         }
         let def = self.control.env().registry.find(name).ok_or_else(|| unknown(name))?;
-        if let Err(error) = def.check(conf, of, &self.check_env(name)) {
-            // What never runs may be anything: the file it needs may be on other machines only.
-            if !meta::disabled(conf) {
-                return Err(format!("failed to check the configuration of plugin {name} err: {error}"));
-            }
-        }
+        judge::plugin(self.control.env(), def, conf, of, self.check_env(name).has_metadata)?;
         match conf.pointer("/_meta/filter") {
             Some(filter) => judge_vars(filter),
             None => Ok(()),
@@ -239,7 +234,7 @@ impl Admin {
 
     /// Writes what a plugin makes of its configuration into a resource that was found good.
     pub(super) fn complete(&self, kind: Kind, value: &mut Value) {
-        let of = side_of(kind);
+        let of = judge::side(kind);
         let plugins = value.get_mut("plugins").and_then(Value::as_object_mut);
         for (name, conf) in plugins.into_iter().flatten() {
             let def = self.control.env().registry.find(name);
@@ -252,7 +247,7 @@ impl Admin {
     /// Writes the defaults of the schemas into a resource that was found good, as APISIX 3.2 did.
     pub(super) fn fill_defaults(&self, kind: Kind, value: &mut Value) {
         resource::schema(kind).fill_defaults(value);
-        let of = side_of(kind);
+        let of = judge::side(kind);
         let plugins = value.get_mut("plugins").and_then(Value::as_object_mut);
         for (name, conf) in plugins.into_iter().flatten() {
             let def = self.control.env().registry.find(name);
@@ -261,13 +256,6 @@ impl Admin {
                 schema.schema.fill_defaults(conf);
             }
         }
-    }
-}
-
-fn side_of(kind: Kind) -> SchemaType {
-    match rules(kind).plugins {
-        Plugins::Consumer | Plugins::Credential => SchemaType::Consumer,
-        _ => SchemaType::Route,
     }
 }
 

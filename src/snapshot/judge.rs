@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::compile::Env;
 use crate::{
     plugin::{
-        def::SchemaType,
+        def::{PluginDef, SchemaType},
         env::{CheckEnv, Registry},
         meta,
     },
@@ -30,18 +30,42 @@ pub fn resource(
         return Ok(());
     }
     resource::check(key.kind(), value)?;
-    let of = match key.kind() {
-        Kind::Consumer | Kind::Credential => SchemaType::Consumer,
-        _ => SchemaType::Route,
-    };
+    let of = side(key.kind());
     let plugins = value.get("plugins").and_then(Value::as_object);
     for (name, conf) in plugins.into_iter().flatten() {
-        // Those that are not there are for whoever compiles them to report; those switched off may be anything.
-        let Some(def) = env.registry.find(name).filter(|_| !meta::disabled(conf)) else { continue };
-        let check =
-            CheckEnv { registry: &env.registry, compat: env.compat, has_metadata: has_metadata(name) };
-        def.check(conf, of, &check)
-            .map_err(|e| format!("failed to check the configuration of plugin {name} err: {e}"))?;
+        // Those that are not there are for whoever compiles them to report.
+        if let Some(def) = env.registry.find(name) {
+            plugin(env, def, conf, of, has_metadata(name))?;
+        }
     }
     Ok(())
+}
+
+/// Judges one plugin's configuration by its schema and its own rules.
+///
+/// # Errors
+/// What is wrong, in the words of APISIX.
+pub fn plugin(
+    env: &Env,
+    def: &PluginDef,
+    conf: &Value,
+    of: SchemaType,
+    has_metadata: bool,
+) -> Result<(), String> {
+    let check = CheckEnv { registry: &env.registry, compat: env.compat, has_metadata };
+    match def.check(conf, of, &check) {
+        // What never runs may be anything: the file it needs may be on other machines only.
+        Err(e) if !meta::disabled(conf) => {
+            Err(format!("failed to check the configuration of plugin {} err: {e}", def.name))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Which of a plugin's schemas is for resources of this kind.
+pub fn side(kind: Kind) -> SchemaType {
+    match kind {
+        Kind::Consumer | Kind::Credential => SchemaType::Consumer,
+        _ => SchemaType::Route,
+    }
 }
