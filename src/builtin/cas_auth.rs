@@ -4,7 +4,7 @@
 //!
 //! Differs from APISIX: the session's cookie holds a random id instead of the service ticket, which stands in addresses
 //! and access logs. A ticket that a cookie or a log could not hold is refused. The CAS server has 10 seconds to answer,
-//! and an answer that redirects is none.
+//! and an answer that redirects is none. Logout requests are read as CAS servers send them, too: as a form's field.
 
 use std::{sync::Arc, time::Duration};
 
@@ -278,13 +278,12 @@ impl Plugin {
     async fn single_logout(&self, x: &mut Exchange<'_>) -> Flow {
         x.ctx.body_limit = x.ctx.body_limit.min(self.max_body);
         let body = x.body().await.unwrap_or_default();
-        let body = String::from_utf8_lossy(&body);
-        let Some(ticket) = between(&body, "<samlp:SessionIndex>", "</samlp:SessionIndex>") else {
+        let Some(ticket) = ended(&body) else {
             return Reply::message(400, "invalid logout request from IdP, no ticket")
                 .because("the logout request names no session")
                 .into();
         };
-        if let Some(id) = self.sessions.remove(&self.ticket_key(ticket)) {
+        if let Some(id) = self.sessions.remove(&self.ticket_key(&ticket)) {
             self.sessions.remove(&self.id_key(&id));
         }
         // It ends here: an upstream has no use for it.
@@ -354,6 +353,13 @@ fn is_safe_redirect(target: &str) -> bool {
 fn is_ticket(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     !text.is_empty() && text.len() <= 512 && text.bytes().all(allowed)
+}
+
+/// The ticket whose session a logout request ends. CAS servers send it as the field of a form, percent-encoded.
+fn ended(body: &[u8]) -> Option<String> {
+    let field = args::text(body, "logoutRequest");
+    let request = field.unwrap_or_else(|| String::from_utf8_lossy(body));
+    between(&request, "<samlp:SessionIndex>", "</samlp:SessionIndex>").map(str::to_owned)
 }
 
 /// What stands between the first of two marks and the next of the other.
@@ -447,6 +453,10 @@ mod tests {
         check(Kit::post("/cas_callback", "text/xml", "<a/>"), nothing, None);
         let logout = "<samlp:SessionIndex>ST-1</samlp:SessionIndex>";
         check(Kit::post("/cas_callback", "text/xml", logout), "200 ", None);
+        let form = args::encode([("logoutRequest", Some(logout))]);
+        check(Kit::post("/cas_callback", "application/x-www-form-urlencoded", &form), "200 ", None);
+        assert_eq!(ended(form.as_bytes()).as_deref(), Some("ST-1"));
+        assert_eq!(ended(b"logoutRequest=%ff&logoutRequest"), None);
     }
 
     #[test]
@@ -469,6 +479,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn any_logout_request_is_read(body in prop::collection::vec(any::<u8>(), 0..60), ticket in "[a-zA-Z0-9-]{1,20}") {
+            let _ = ended(&body);
+            let request = format!("<a><samlp:SessionIndex>{ticket}</samlp:SessionIndex></a>");
+            prop_assert_eq!(ended(request.as_bytes()), Some(ticket.clone()));
+            let form = args::encode([("a", None), ("logoutRequest", Some(request.as_str()))]);
+            prop_assert_eq!(ended(form.as_bytes()), Some(ticket));
+        }
+
         #[test]
         fn only_own_signatures_count(text in "/\\PC{0,20}", other in "\\PC{0,40}") {
             let signed = sign(SECRET, &text);

@@ -6,7 +6,8 @@
 //!
 //! Differs from APISIX: a public key must be of the algorithm's kind and curve; PS* signatures are as long as the
 //! key wants, not 256 bytes; hiding a cookie leaves the others as they are; a consumer may name a published key set
-//! (`jwks_uri`) instead of a key; `store_in_ctx` has no effect, because no plugin here looks at the payload.
+//! (`jwks_uri`) instead of a key; under 3.2, the secret made up for a consumer of a file is one for the whole process;
+//! `store_in_ctx` has no effect, because no plugin here looks at the payload.
 
 mod sign;
 
@@ -45,6 +46,7 @@ const UNREADABLE: &str = "JWT token invalid";
 const NO_KEY: &str = "missing user key in JWT token";
 const UNKNOWN: &str = "Invalid user key in JWT token";
 const UNVERIFIED: &str = "failed to verify jwt";
+const NO_SECRET: &str = "property \"secret\" is required when using HS based algorithms";
 
 /// Genuine signatures that are remembered, of all consumers.
 const REMEMBERED: usize = 8192;
@@ -310,7 +312,7 @@ impl AuthPlugin for Plugin {
         let symmetric = text("algorithm").is_none_or(|name| name.starts_with("HS"));
         let secret = text("secret");
         if symmetric && secret.is_none() {
-            return Err("property \"secret\" is required when using HS based algorithms".into());
+            return Err(NO_SECRET.into());
         }
         let encoded = conf.get("base64_secret") == Some(&Value::Bool(true));
         if let Some(secret) = secret.filter(|secret| encoded && !is_secret_ref(secret))
@@ -334,12 +336,12 @@ impl AuthPlugin for Plugin {
         let config = CredentialConfig::deserialize(conf).map_err(|e| e.to_string())?;
         let algorithm = config.algorithm;
         let keys = if algorithm.is_symmetric() {
-            let secret =
-                config.secret.ok_or("property \"secret\" is required when using HS based algorithms")?;
-            let secret = match config.base64_secret {
-                true => base64::decode(secret.as_bytes())
+            let secret = match config.secret {
+                Some(secret) if config.base64_secret => base64::decode(secret.as_bytes())
                     .ok_or("base64_secret required but the secret is not in base64 format")?,
-                false => secret.into_bytes(),
+                Some(secret) => secret.into_bytes(),
+                None if env.compat.jwt_needs_secret() => return Err(NO_SECRET.into()),
+                None => made_up(conf, env)?,
             };
             Keys::Symmetric {
                 verify: VerifyingKey::from_secret(algorithm, &secret).map_err(|e| e.to_string())?,
@@ -447,6 +449,23 @@ impl Plugin {
             _ => x.remove_header(&COOKIE),
         }
     }
+}
+
+/// What `made_up` derives from, new in each process.
+struct Root([u8; 32]);
+
+/// The secret of a consumer that brought none where none can be stored: in a file that the gateway only reads. APISIX
+/// 3.2 made one up in each worker whenever it read the file; here it is the same for the life of the process.
+fn made_up(conf: &Value, env: &BuildEnv<'_>) -> Result<Vec<u8>, String> {
+    let root = env.carry.state("jwt-auth secrets", || {
+        let mut bytes = [0; 32];
+        // A root that is not random would let everybody sign.
+        getrandom::fill(&mut bytes).ok().map(|()| Root(bytes))
+    });
+    let root = (*root).as_ref().ok_or("the system has no random numbers for a secret")?;
+    let key = conf.get(<Plugin as AuthPlugin>::KEY).and_then(Value::as_str).unwrap_or_default();
+    let derive = SigningKey::from_secret(Algorithm::HS256, &root.0).map_err(|e| e.to_string())?;
+    derive.sign(key.as_bytes()).map_err(|e| e.to_string())
 }
 
 fn unknown(world: &dyn World) -> Failure {

@@ -1,6 +1,8 @@
 //! cas-auth against a CAS server of the test's own that keeps to the protocol (CAS 2.0): a login form, tickets that are
 //! good once and for one service, single logout.
 
+mod real_browser;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},

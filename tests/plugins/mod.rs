@@ -6,6 +6,7 @@ mod auth;
 mod cas_auth;
 mod consumers;
 mod decision;
+mod judged;
 mod ldap;
 mod limit;
 mod loggers;

@@ -9,7 +9,13 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{Fixture, message};
-use crate::support::{client::Response, eventually, tool, upstream::Upstream};
+use crate::support::{
+    client::Response,
+    eventually,
+    gateway::{Gateway, Setup},
+    tool,
+    upstream::Upstream,
+};
 
 /// What jwcrypto or Python's hmac makes.
 #[track_caller]
@@ -54,6 +60,42 @@ fn jwt_auth_with_every_algorithm() {
             bearer(&fixture, &bad).expect(401).expect_body(&message("failed to verify jwt"));
         }
     }
+}
+
+/// APISIX 3.2 makes up what a consumer does not bring; in a file it cannot be stored.
+#[test]
+fn jwt_auth_of_3_2_in_a_file_without_a_secret() {
+    let upstream = Upstream::echo();
+    let resources = |uri: &str| {
+        let consumer = |name: &str| json!({"username": name, "plugins": {"jwt-auth": {"key": name}}});
+        let sign = json!({"id": "sign", "uri": "/apisix/plugin/jwt/sign", "plugins": {"public-api": {}}});
+        let route =
+            json!({"id": "1", "uri": uri, "plugins": {"jwt-auth": {}}, "upstream": upstream.resource()});
+        json!({"routes": [sign, route], "consumers": [consumer("ann"), consumer("bob")]})
+    };
+    let gateway = Setup::file(resources("/first")).speaking_3_2().start();
+    let sign = |gateway: &Gateway, key: &str| {
+        gateway.get(&format!("/apisix/plugin/jwt/sign?key={key}")).expect(200).text()
+    };
+    let call = |gateway: &Gateway, target: &str, token: &str| {
+        gateway.request("GET", target).header("Authorization", token).send()
+    };
+    let (ann, bob) = (sign(&gateway, "ann"), sign(&gateway, "bob"));
+    for token in [&ann, &bob] {
+        call(&gateway, "/first", token).expect(200);
+    }
+    // Each has a secret of his own.
+    let (claims, _) = ann.rsplit_once('.').expect("a signature");
+    let (_, signature) = bob.rsplit_once('.').expect("a signature");
+    call(&gateway, "/first", &format!("{claims}.{signature}")).expect(401);
+    // The file is read again: the tokens are still good.
+    gateway.rewrite(resources("/second"));
+    eventually("the new route", || call(&gateway, "/second", &ann).status == 200);
+    call(&gateway, "/second", &bob).expect(200);
+    // The secret lived in memory.
+    let gateway = gateway.restart_after_kill();
+    call(&gateway, "/second", &ann).expect(401);
+    call(&gateway, "/second", &sign(&gateway, "ann")).expect(200);
 }
 
 #[test]

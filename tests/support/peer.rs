@@ -1,4 +1,4 @@
-//! Servers of others that run beside a test: an OpenID provider, a Redis.
+//! Servers of others that run beside a test: an OpenID provider, a CAS server, a Redis.
 //!
 //! Each listens on 127.0.0.1 only, keeps its files in a directory of its own and ends with the test.
 
@@ -142,6 +142,40 @@ impl OpenIdProvider {
     #[track_caller]
     pub fn keys(&self) -> Value {
         Request::new(self.port, "GET", "/jwks").send().expect(200).json()
+    }
+}
+
+/// The package `django-cas-server` as a server; see `tests/peers/cas/server.py`.
+pub struct CasServer {
+    _peer: Peer,
+    _home: TempDir,
+    /// Where it listens.
+    pub port: u16,
+}
+
+impl CasServer {
+    /// Starts one.
+    #[track_caller]
+    pub fn start() -> Self {
+        let home = tempfile::Builder::new().prefix("portcullis-cas-").tempdir().expect("a directory");
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let mut command = Command::new(root.join("target/cas/bin/python"));
+        command.arg(root.join("tests/peers/cas/server.py")).arg(home.path());
+        command.env("PYTHONDONTWRITEBYTECODE", "1").stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut peer = Peer::start(&mut command);
+        let mut line = String::new();
+        let output = peer.0.stdout.take().expect("it is a pipe");
+        BufReader::new(output).read_line(&mut line).expect("its output can be read");
+        let said: Value = serde_json::from_str(&line).unwrap_or_else(|_| {
+            panic!("the CAS server does not start: run `.ci/setup test`; it said {line:?}")
+        });
+        let port = u16::try_from(said["port"].as_u64().expect("a port")).expect("a port");
+        Self { _peer: peer, _home: home, port }
+    }
+
+    /// The address that its pages are under.
+    pub fn uri(&self) -> String {
+        format!("http://127.0.0.1:{}/cas", self.port)
     }
 }
 

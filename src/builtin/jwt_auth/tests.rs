@@ -160,6 +160,23 @@ fn a_secret_is_made_up_in_3_2() {
     assert_eq!(made_up(Compat::Now, json!({"key": "k"})), None);
 }
 
+/// A file cannot be written to: the secret is the process's own, another one for each consumer.
+#[test]
+fn where_nothing_can_be_stored_the_secret_is_in_memory() {
+    let signed = |setup: &Setup, key: &str| {
+        let conf = json!({"key": key});
+        match setup.credential::<Plugin>(&conf)?.keys {
+            Keys::Symmetric { sign, .. } => sign.sign(b"text"),
+            _ => panic!("{conf} is not symmetric"),
+        }
+    };
+    let (one, other) = (Setup::new().compat(Compat::V3_2), Setup::new().compat(Compat::V3_2));
+    assert_eq!(signed(&one, "a"), signed(&one, "a"));
+    assert_ne!(signed(&one, "a"), signed(&one, "b"));
+    assert_ne!(signed(&one, "a"), signed(&other, "a"));
+    assert_eq!(signed(&Setup::new(), "a"), Err(NO_SECRET.into()));
+}
+
 #[test]
 fn judges_times() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
