@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     client::Request,
+    eventually,
     gateway::{Gateway, KEY, Setup},
     upstream::Upstream,
 };
@@ -127,6 +129,35 @@ fn a_full_disk_stops_writes_and_nothing_else() {
     assert_eq!(list["total"], json!(number + 1), "what was refused left no trace");
     let gateway = gateway.restart_after_kill();
     assert_eq!(gateway.admin("GET", "/routes").send().expect(200).json()["total"], json!(number + 1));
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_served() {
+    let upstream = Upstream::echo();
+    let first = Gateway::start();
+    first.put("/routes/1", route("/x", &upstream));
+    // What a process leaves that is killed.
+    let setup = Setup::new();
+    let store = setup.home().join("data/portcullis.redb");
+    fs::create_dir_all(setup.home().join("data")).unwrap();
+    fs::copy(first.path("data/portcullis.redb"), &store).unwrap();
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o400)).unwrap();
+    // The superuser writes everywhere, unless it gives that up.
+    let powerless = "[ $(id -u) != 0 ] || exec setpriv --bounding-set=-dac_override,-dac_read_search \"$0\" run -c \"$1\"";
+    let gateway = setup.prelude(powerless).start();
+    gateway.get("/x").expect(200);
+    let refused = gateway.admin("PUT", "/routes/2").json(&route("/y", &upstream)).send().expect(503);
+    assert!(refused.text().contains("Permission denied"), "{}", refused.text());
+    gateway.get("/y").expect(404);
+    assert_eq!(gateway.admin("GET", "/routes").send().expect(200).json()["total"], json!(1));
+    assert!(gateway.stderr().contains("store cannot be written"), "{}", gateway.stderr());
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o600)).unwrap();
+    eventually("writes are taken again", || {
+        gateway.admin("PUT", "/routes/2").json(&route("/y", &upstream)).send().status < 300
+    });
+    gateway.get("/y").expect(200);
+    let gateway = gateway.restart_after_kill();
+    gateway.get("/y").expect(200);
 }
 
 #[test]

@@ -7,6 +7,8 @@
 //! redb refuses every operation after one I/O error, so after such an error the database is closed, opened again and
 //! read anew (`Journal::recover`).
 //!
+//! A file that cannot be written is read and served; writes are tried again, each with an answer that says why it failed.
+//!
 //! This is the only file that names `redb`.
 
 use std::{
@@ -21,7 +23,8 @@ use std::{
 
 use async_trait::async_trait;
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError,
+    TableDefinition, backends::InMemoryBackend,
 };
 
 use super::{
@@ -89,10 +92,20 @@ impl EmbeddedStore {
 
     fn open_with(path: &Path, patience: Duration, open: Opener) -> Result<EmbeddedStore, StoreError> {
         create_if_missing(path)?;
-        let database = open_locked(path, patience, &open)?;
-        let held = read(&database).map_err(|error| not_usable(path, error))?;
-        tighten(path);
-        let journal = RedbJournal { path: path.to_owned(), open, state: State::Open(database) };
+        let (held, state) = match unwritable(path) {
+            Some(why) => {
+                let held = read_only(path).map_err(|error| not_usable(path, error))?;
+                tracing::error!(path = %path.display(), error = %why, "store cannot be written; what it holds is served");
+                (held, State::Down { why: Outage::ReadOnlyDisk(Arc::new(why)), tried: None })
+            }
+            None => {
+                let database = open_locked(path, patience, &open)?;
+                let held = read(&database).map_err(|error| not_usable(path, error))?;
+                tighten(path);
+                (held, State::Open(database))
+            }
+        };
+        let journal = RedbJournal { path: path.to_owned(), open, state };
         let writer = Writer::start(Catalog::new(held.entries, held.revision), journal)
             .map_err(|error| cannot_open(path, error))?;
         Ok(EmbeddedStore { writer })
@@ -240,6 +253,29 @@ fn read(database: &Database) -> Result<Held, redb::Error> {
         }
     }
     Ok(Held { entries, revision })
+}
+
+/// Why the file may be read only.
+fn unwritable(path: &Path) -> Option<io::Error> {
+    let error = fs::OpenOptions::new().read(true).write(true).open(path).err()?;
+    let read_only =
+        matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied);
+    read_only.then_some(error)
+}
+
+/// Reads a file that cannot be written. In memory, because a process that was killed while it wrote leaves work to be
+/// done before the content can be read.
+fn read_only(path: &Path) -> Result<Held, redb::Error> {
+    let file = fs::File::open(path)?;
+    if let Err(fs::TryLockError::WouldBlock) = file.try_lock_shared() {
+        return Err(redb::Error::DatabaseAlreadyOpen);
+    }
+    let content = fs::read(path)?;
+    let memory = InMemoryBackend::new();
+    memory.set_len(content.len() as u64)?;
+    memory.write(0, &content)?;
+    let database = catching(|| builder().create_with_backend(memory))?;
+    read(&database)
 }
 
 /// Opens the file, waiting for another process to let go of it.
