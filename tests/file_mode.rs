@@ -86,15 +86,21 @@ fn what_the_admin_api_would_refuse_a_file_does_not_bring_in() {
     document["routes"][1]["upstraem_id"] = json!("1");
     document["routes"][2]["plugins"] = json!({"limit-count": {"count": -5, "time_window": 60}});
     document["consumers"] = json!([{"username": "jack", "plugins": {"key-auth": {}}}]);
+    document["plugin_metadata"] = json!([{"id": "http-logger", "log_format": "no object"}]);
+    document["secrets"] = json!([{"id": "vault/1", "uri": "http://127.0.0.1:1", "prefix": "kv"}]);
     let gateway = Gateway::file(document);
     gateway.get("/good").expect(200);
     for path in ["/member", "/plugin"] {
         gateway.get(path).expect(404);
     }
     let faults = gateway.control("/v1/faults").text();
-    for part in
-        ["upstraem_id", "property \\\"count\\\" validation failed", "property \\\"key\\\" is required"]
-    {
+    for part in [
+        "upstraem_id",
+        "property \\\"count\\\" validation failed",
+        "property \\\"key\\\" is required",
+        "property \\\"log_format\\\" validation failed",
+        "property \\\"token\\\" is required",
+    ] {
         assert!(faults.contains(part), "{part}: {faults}");
     }
 }

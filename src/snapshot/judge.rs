@@ -12,7 +12,7 @@ use crate::{
         env::{CheckEnv, Registry},
         meta,
     },
-    resource::{self, Key, Kind},
+    resource::{self, Key, Kind, secret},
 };
 
 /// Judges a resource and its plugins by their schemas. `has_metadata` tells of a plugin whether it has any.
@@ -25,9 +25,10 @@ pub fn resource(
     value: &Value,
     has_metadata: &dyn Fn(&str) -> bool,
 ) -> Result<(), String> {
-    // Read as they are needed; they have no schema of their own here.
-    if matches!(key.kind(), Kind::PluginMetadata | Kind::Secret) {
-        return Ok(());
+    match key.kind() {
+        Kind::PluginMetadata => return metadata(env, key.id(), value),
+        Kind::Secret => return secret::check(key.id().split('/').next().unwrap_or_default(), value),
+        _ => {}
     }
     resource::check(key.kind(), value)?;
     let of = side(key.kind());
@@ -39,6 +40,17 @@ pub fn resource(
         }
     }
     Ok(())
+}
+
+/// As in APISIX, what plugins have that are not there, or not on, is passed over: it has no effect.
+fn metadata(env: &Env, name: &str, value: &Value) -> Result<(), String> {
+    let Some(def) = env.registry.find(name) else { return Ok(()) };
+    let mut own = value.clone();
+    if let Some(members) = own.as_object_mut() {
+        // The name, which a file has beside it.
+        members.shift_remove("id");
+    }
+    plugin(env, def, &own, SchemaType::Metadata, true)
 }
 
 /// Judges one plugin's configuration by its schema and its own rules.

@@ -39,6 +39,8 @@ use crate::{
 pub struct Workspace {
     env: Arc<Env>,
     raw: HashMap<Key, Raw>,
+    /// Metadata by plugin, as it was last good.
+    metadata: HashMap<String, Value>,
     /// Compiled plugins of services and plugin configs, shared by their routes; and of global rules.
     chains: HashMap<Key, Chain>,
     /// Compiled inline upstreams of services.
@@ -73,6 +75,7 @@ impl Workspace {
         Self {
             env,
             raw: HashMap::new(),
+            metadata: HashMap::new(),
             chains: HashMap::new(),
             service_upstreams: HashMap::new(),
             rules: HashMap::new(),
@@ -294,7 +297,14 @@ impl Workspace {
                 self.env.secrets.configure(key.id(), value);
                 Ok(())
             }
-            Kind::Route | Kind::PluginMetadata | Kind::Ssl | Kind::Proto | Kind::StreamRoute => Ok(()),
+            Kind::PluginMetadata => {
+                match value {
+                    Some(value) => self.metadata.insert(key.id().to_owned(), value),
+                    None => self.metadata.remove(key.id()),
+                };
+                Ok(())
+            }
+            Kind::Route | Kind::Ssl | Kind::Proto | Kind::StreamRoute => Ok(()),
         }
     }
 
@@ -318,10 +328,7 @@ impl Workspace {
     }
 
     fn metadata(&self) -> impl Fn(&str) -> Option<Value> + '_ {
-        |name| {
-            let raw = self.raw.get(&Key::new(Kind::PluginMetadata, name))?;
-            serde_json::from_str(&raw.text).ok()
-        }
+        |name| self.metadata.get(name).cloned()
     }
 
     fn chain(&self, key: &Key, value: &Value, old: Option<&Chain>) -> Result<Chain, String> {
