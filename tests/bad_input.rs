@@ -2,13 +2,14 @@
 //!
 //! After each case the gateway must still serve. Bad input of the Admin API is here too.
 
-use std::{cell::RefCell, time::Duration};
+use std::{cell::RefCell, fs, time::Duration};
 
 use serde_json::{Value, json};
 
 use crate::support::{
     PATIENCE,
     client::{Connection, Request},
+    eventually,
     gateway::{Gateway, KEY, Setup},
     upstream::Upstream,
 };
@@ -82,27 +83,77 @@ fn request_lines() {
         "G@T / HTTP/1.1",
         "\u{16}\u{3}\u{1}\u{2}",
         "GET nothing HTTP/1.1",
+        "get / HTTP/1.1",
+        "GET /a b HTTP/1.1",
+        "GET /a\u{1}b HTTP/1.1",
+        "GET /a\u{7f} HTTP/1.1",
+        "GET /",
     ] {
         fixture.refused(line, format!("{line}\r\nHost: a\r\n{LONG_ENOUGH}\r\n").as_bytes(), &[400, 505]);
     }
     fixture.refused("NUL in the path", b"GET /a\0b HTTP/1.1\r\nHost: a\r\n\r\n", &[400]);
-    // Pingora encodes what may not stand in a request line before anybody sees it: no ambiguity goes on.
-    fixture.accepted("a blank", b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert_eq!(fixture.upstream.last().target, "/a%20b");
-    fixture.accepted("a control character", b"GET /a\x01b HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert_eq!(fixture.upstream.last().target, "/a%01b");
+    fixture.refused("HTTP/2 in HTTP/1", b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", &[505]);
+    fixture.refused("a tunnel", b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", &[405]);
+    fixture.accepted("empty lines in front", b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
 }
 
 #[test]
-fn characters_that_have_no_place_in_a_target_are_refused_or_encoded() {
+fn what_is_no_request_gets_the_usual_page_and_its_line_in_the_access_log() {
+    let upstream = Upstream::echo();
+    let setup = Setup::file(json!({"routes": [{"id": "1", "uri": "/*", "upstream": upstream.resource()}]}));
+    let format = "$remote_addr|$request|$status|$http_host";
+    let setup = setup.set("nginx_config.http.access_log_format", format);
+    let gateway = setup.set("nginx_config.http.access_log_buffer", 1).start();
+    let mut client = Connection::open(gateway.ports.http);
+    // The second request of a connection, which arrives in pieces.
+    client.exchange(&gateway.request("GET", "/first")).expect(200);
+    client.raw(b"NO\x01 /\"x").raw(b"y HTTP/1.1\r\nHo").raw(b"st: a\r\n\r\n");
+    let answer = client.response().expect(400).expect_in_body("<center><h1>400 Bad Request</h1></center>");
+    assert_eq!(answer.header("Connection"), Some("close"));
+    assert!(client.ends());
+    let log = || fs::read_to_string(gateway.path("logs/access.log")).unwrap_or_default();
+    eventually("both lines", || log().lines().count() == 2);
+    assert_eq!(log().lines().last(), Some("127.0.0.1|NO\\x01 /\\x22xy HTTP/1.1|400|-"));
+    assert_eq!(upstream.count(), 1);
+}
+
+#[test]
+fn characters_that_have_no_place_in_a_target_are_encoded() {
     let fixture = Fixture::new();
-    for (target, encoded) in [("/a b", "/a%20b"), ("/\u{1}", "/%01"), ("/\u{7f}", "/%7F")] {
-        let message = format!("GET {target} HTTP/1.1\r\nHost: a\r\nX-Long-Enough: 1\r\n\r\n");
-        let status = Connection::open(fixture.gateway.ports.http).raw(message.as_bytes()).response().status;
-        assert!(
-            status == 400 || (status == 200 && fixture.upstream.last().target == encoded),
-            "{target:?}: {status}"
+    for (target, encoded) in [
+        (&b"/<a>"[..], "/%3Ca%3E"),
+        (b"/x?<a>=\"b\"", "/x?%3Ca%3E=%22b%22"),
+        (b"/`?`", "/%60?`"),
+        (b"/{}|^\\[]", "/{}|^\\[]"),
+        (b"/\xff?\xfe", "/%FF?%FE"),
+    ] {
+        let message = [b"GET ", target, b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
+        fixture.accepted(encoded, &message);
+        assert_eq!(fixture.upstream.last().target, encoded);
+    }
+    // With a body behind it, on a connection that stays open.
+    let mut client = Connection::open(fixture.gateway.ports.http);
+    for _ in 0..2 {
+        client.raw(b"POST /< HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello");
+        client.response().expect(200);
+        assert_eq!(
+            (fixture.upstream.last().target, fixture.upstream.last().body),
+            ("/%3C".into(), b"hello".into())
         );
+    }
+}
+
+#[test]
+fn an_escaped_target_matches_what_it_says() {
+    let upstream = Upstream::echo();
+    let gateway = Gateway::file(json!({
+        "routes": [
+            {"id": "1", "uri": "/<a>", "vars": [["arg_q", "==", "<"]], "upstream": upstream.resource()},
+        ],
+    }));
+    for target in ["/<a>?q=<", "/%3Ca%3E?q=%3C"] {
+        let message = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        Connection::open(gateway.ports.http).raw(message.as_bytes()).response().expect(200);
     }
 }
 
@@ -239,19 +290,38 @@ fn chunks() {
         ("a negative size", "-5\r\nhello\r\n0\r\n\r\n"),
         ("an endless size", "fffffffffffffffff\r\nhello\r\n0\r\n\r\n"),
         ("data longer than its size", "3\r\nhello\r\n0\r\n\r\n"),
+        ("an empty size", "\r\n\r\n"),
+        ("an empty size at the end", "5\r\nhello\r\n\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("an extension without a size", ";a\r\n\r\n"),
+        ("a bare line feed", "5\nhello\r\n0\r\n\r\n"),
+        ("a bare line feed in an extension", "5;\nhello\r\n0\r\n\r\n"),
+        ("a bare line feed in a trailer", "0\r\nX: y\n\r\n"),
+        ("a control character in an extension", "5;\0\r\nhello\r\n0\r\n\r\n"),
     ] {
         let message = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
         // The head may have gone on before the body proved wrong, but no complete request may.
         fixture.refused(what, message.as_bytes(), &[400]);
     }
-    // An empty size is taken for the end; what follows is nobody's request.
-    let empty = "\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
-    let message = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{empty}");
-    Connection::open(fixture.gateway.ports.http).raw(message.as_bytes()).rest();
-    assert!(fixture.upstream.seen().iter().all(|seen| seen.target != "/smuggled"));
+    // What comes later than the head is looked at, too; its request has gone on, but never comes to an end.
+    let mut client = Connection::open(fixture.gateway.ports.http);
+    client.raw(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+    eventually("the upstream is asked", || fixture.upstream.connections() > 0);
+    client.raw(b"\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n").response().expect(400);
+    assert!(client.ends());
+    assert!(fixture.upstream.seen().iter().all(|seen| !["/", "/smuggled"].contains(&&*seen.target)));
     let extended = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b;c=\"d\"\r\nhello\r\n0\r\n\r\n";
     fixture.accepted("chunk extensions", extended);
     assert_eq!(fixture.upstream.last().body, b"hello");
+    let trailers =
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n";
+    fixture.accepted("a trailer", trailers);
+    let mut client = Connection::open(fixture.gateway.ports.http);
+    for size in [1, 70_000, 300_000, 3] {
+        let request = fixture.gateway.request("POST", "/").chunked("x".repeat(size));
+        client.exchange(&request).expect(200);
+        assert_eq!(fixture.upstream.last().body.len(), size);
+        client.exchange(&fixture.gateway.request("GET", "/between")).expect(200);
+    }
 }
 
 #[test]

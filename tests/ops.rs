@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     at,
-    client::Request,
+    client::{Connection, Request},
     eventually,
     gateway::{Gateway, Setup},
     upstream::Upstream,
@@ -180,11 +180,37 @@ fn metrics() {
         "# TYPE apisix_http_latency histogram",
         "apisix_bandwidth{type=\"ingress\",route=\"1\",",
         "apisix_http_requests_total",
-        "apisix_nginx_http_current_connections{state=\"active\"}",
         "apisix_node_info{",
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
+}
+
+#[test]
+fn connections_are_counted_by_what_they_do() {
+    let upstream = Upstream::echo();
+    let gateway = Gateway::file(one_route(&upstream));
+    let count = |state: &str| -> u64 {
+        let text = Request::new(gateway.ports.metrics, "GET", "/apisix/prometheus/metrics").send().text();
+        let name = format!("apisix_nginx_http_current_connections{{state=\"{state}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    };
+    let before = count("accepted");
+    let mut waiting = Connection::open(gateway.ports.http);
+    waiting.exchange(&gateway.request("GET", "/x")).expect(200);
+    let mut slow = Connection::open(gateway.ports.http);
+    slow.raw(b"GET /x?delay=60000 HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut late = Connection::open(gateway.ports.http);
+    late.raw(b"GET /x HT");
+    let states = ["active", "waiting", "writing", "reading"];
+    eventually("each is where it belongs", || states.map(count) == [3, 1, 1, 1]);
+    let accepted = count("accepted");
+    assert!(accepted >= before + 3 && count("handled") >= accepted, "{accepted} of {before}");
+    late.raw(b"TP/1.1\r\nHost: a\r\n\r\n").response().expect(200);
+    drop(slow);
+    eventually("two wait", || states.map(count) == [2, 2, 0, 0]);
+    drop((late, waiting));
+    eventually("none is left", || states.map(count) == [0, 0, 0, 0]);
 }
 
 #[test]

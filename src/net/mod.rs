@@ -6,10 +6,12 @@
 //! Nothing in this module may panic on any input, read a clock, or open a socket.
 
 pub mod args;
+pub mod chunked;
 pub mod escape;
 pub mod host;
 pub mod host_pattern;
 pub mod ip_set;
 pub mod ip_text;
 pub mod lossless;
+pub mod request_line;
 pub mod uri;

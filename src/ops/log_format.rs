@@ -113,6 +113,9 @@ impl Format {
     }
 
     fn request_line(&self, out: &mut Vec<u8>, x: &Exchange<'_>) {
+        if let Some(line) = &x.ctx.sent_line {
+            return self.bytes(out, line);
+        }
         let head = x.session.req_header();
         self.bytes(out, head.method.as_str().as_bytes());
         out.push(b' ');

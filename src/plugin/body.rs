@@ -6,18 +6,19 @@
 //!
 //! Invariant: nobody else calls `read_request_body`.
 
-use std::io::Cursor;
+use std::{any::Any, io::Cursor, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{Version, header};
 use pingora::{
-    Error, ErrorType, Result,
+    Error, ErrorType, OrErr, Result,
     http::RequestHeader,
     protocols::http::{ServerSession, v1::server::HttpSession as SessionV1},
 };
 use pingora_proxy::Session;
 
 use super::{exchange::Exchange, replay::Replay, reply::Reply, request::RequestCtx};
+use crate::net::chunked::Chunks;
 
 /// Pingora's replay buffer, in bytes (`BODY_BUF_LIMIT`); also the largest piece one read returns.
 const REPLAY_LIMIT: usize = 64 * 1024;
@@ -219,33 +220,88 @@ async fn put_back(session: &mut Session, body: Bytes) -> Result<()> {
     head.remove_header(&header::EXPECT);
     head.insert_header(header::CONTENT_LENGTH, body.len())?;
 
-    let parked = ServerSession::new_http1(Box::new(Cursor::new(Vec::<u8>::new())));
-    let old = std::mem::replace(session.as_downstream_mut(), parked);
-    let ServerSession::H1(old) = old else {
-        return Error::e_explain(ErrorType::InternalError, "only an HTTP/1 body is put back");
+    let mut old = take_out(session)?;
+    let kept = Kept::of(&mut old);
+    let input = Replay::new(body, old.into_inner());
+    begin_again(session, &head, input, kept).await
+}
+
+/// Lets the chunked body of an HTTP/1 request come only as long as it has one meaning; the framework takes lines that
+/// others refuse or read differently (RFC 9112 §11.2).
+///
+/// # Errors
+/// A 400 reply when what has come already is malformed.
+pub async fn check_chunks(session: &mut Session) -> Result<(), Reply> {
+    let checked = checked(session).await;
+    checked.map_err(|e| Reply::status(400).because(format!("chunked body: {e}")))
+}
+
+async fn checked(session: &mut Session) -> Result<()> {
+    let head = session.req_header().clone();
+    let mut old = take_out(session)?;
+    let kept = Kept::of(&mut old);
+    // The framework gives back what it has read of the connection only when it believes it to be another request's.
+    old.req_header_mut().remove_header(&header::TRANSFER_ENCODING);
+    old.set_pipelining_enabled(true);
+    old.set_server_keepalive(Some(0));
+    let Some(reused) = old.reuse().await? else {
+        return Error::e_explain(ErrorType::InternalError, "the connection is gone");
     };
-    let keepalive = old.get_keepalive_timeout();
-    let mut fresh = take_over(old, body);
-    fresh.set_pipelined_prefix(wire(&head));
+    let (connection, first) = reused.into_parts();
+    let first = first.unwrap_or_default().freeze();
+    let outcome = Chunks::default().check(&first);
+    begin_again(session, &head, Replay::checked(first, connection), kept).await?;
+    outcome.or_err(ErrorType::InvalidHTTPHeader, "refused")
+}
+
+/// The session of an HTTP/1 connection; an empty one stands in for it.
+fn take_out(session: &mut Session) -> Result<SessionV1> {
+    let parked = ServerSession::new_http1(Box::new(Cursor::new(Vec::<u8>::new())));
+    match std::mem::replace(session.as_downstream_mut(), parked) {
+        ServerSession::H1(old) => Ok(old),
+        _ => Error::e_explain(ErrorType::InternalError, "only the input of HTTP/1 is put back"),
+    }
+}
+
+/// Makes a session that reads the head and then `input`.
+async fn begin_again(session: &mut Session, head: &RequestHeader, input: Replay, kept: Kept) -> Result<()> {
+    let mut fresh = SessionV1::new(Box::new(input));
+    fresh.set_pipelined_prefix(wire(head));
     if fresh.read_request().await?.is_none() {
         return Error::e_explain(ErrorType::InternalError, "the request that was put back is gone");
     }
-    fresh.set_server_keepalive(keepalive);
+    kept.give(&mut fresh);
     *session.as_downstream_mut() = ServerSession::H1(fresh);
     Ok(())
 }
 
-/// The settings of a connection travel from the old session to the new one, whose input begins with the body.
-fn take_over(mut old: SessionV1, body: Bytes) -> SessionV1 {
-    let (read, write) = (old.get_read_timeout(), old.get_write_timeout());
-    let reuses = old.get_keepalive_reuses_remaining();
-    let user = old.take_connection_user_context();
-    let mut fresh = SessionV1::new(Box::new(Replay::new(body, old.into_inner())));
-    fresh.set_read_timeout(read);
-    fresh.set_write_timeout(write);
-    fresh.set_keepalive_reuses_remaining(reuses);
-    fresh.set_connection_user_context(user);
-    fresh
+/// The settings of a connection, which travel from an old session to the new one.
+struct Kept {
+    keepalive: Option<u64>,
+    read: Option<Duration>,
+    write: Option<Duration>,
+    reuses: Option<u32>,
+    user: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl Kept {
+    fn of(old: &mut SessionV1) -> Self {
+        Self {
+            keepalive: old.get_keepalive_timeout(),
+            read: old.get_read_timeout(),
+            write: old.get_write_timeout(),
+            reuses: old.get_keepalive_reuses_remaining(),
+            user: old.take_connection_user_context(),
+        }
+    }
+
+    fn give(self, fresh: &mut SessionV1) {
+        fresh.set_server_keepalive(self.keepalive);
+        fresh.set_read_timeout(self.read);
+        fresh.set_write_timeout(self.write);
+        fresh.set_keepalive_reuses_remaining(self.reuses);
+        fresh.set_connection_user_context(self.user);
+    }
 }
 
 fn wire(head: &RequestHeader) -> BytesMut {

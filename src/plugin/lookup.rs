@@ -106,13 +106,13 @@ impl Exchange<'_> {
         Some(match var {
             Var::RequestUri => self.request_uri(),
             Var::RealRequestUri => lossless::from_bytes(head.raw_path()),
-            Var::RequestLine => format!(
-                "{} {} {}",
-                head.method,
-                lossless::from_bytes(head.raw_path()),
-                protocol(head.version)
-            )
-            .into(),
+            Var::RequestLine => match &self.ctx.sent_line {
+                Some(line) => lossless::from_bytes(line).into_owned().into(),
+                None => {
+                    let target = lossless::from_bytes(head.raw_path());
+                    format!("{} {target} {}", head.method, protocol(head.version)).into()
+                }
+            },
             Var::IsArgs => if self.args().is_empty() { "" } else { "?" }.into(),
             Var::Scheme => self.ctx.scheme.into(),
             Var::Https => if self.ctx.scheme == "https" { "on" } else { "" }.into(),

@@ -1,12 +1,14 @@
 //! A connection whose next input is known already: what was read from it is read again.
 //!
+//! It can also read along a chunked body and break off where that is ambiguous.
+//!
 //! Invariant: bytes come out in the order in which the client sent them; writing goes straight through.
 
 use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -21,23 +23,43 @@ use pingora::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::net::chunked::Chunks;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Replay {
     first: Bytes,
     inner: Stream,
+    /// What the body that comes is held against.
+    chunks: Option<Chunks>,
 }
 
 impl Replay {
     /// A connection that begins with `first` once more.
     pub fn new(first: Bytes, connection: Stream) -> Self {
         if !connection.as_any().is::<Replay>() {
-            return Self { first, inner: connection };
+            return Self { first, inner: connection, chunks: None };
         }
         let earlier = connection.into_any().downcast::<Replay>().expect("its type was just asked for");
         // What an earlier request replayed is read by now: no second layer.
         let inner: Stream = if earlier.first.is_empty() { earlier.inner } else { earlier };
-        Self { first, inner }
+        Self { first, inner, chunks: None }
+    }
+
+    /// The same, when the input is a chunked body that must have one meaning only. Reading fails with
+    /// [`io::ErrorKind::InvalidData`] where it has not.
+    pub fn checked(first: Bytes, connection: Stream) -> Self {
+        Self { chunks: Some(Chunks::default()), ..Self::new(first, connection) }
+    }
+
+    fn poll_any(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let size = buf.remaining().min(self.first.len());
+        buf.put_slice(&self.first[..size]);
+        self.first.advance(size);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -47,13 +69,13 @@ impl AsyncRead for Replay {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.first.is_empty() {
-            return Pin::new(&mut self.inner).poll_read(cx, buf);
-        }
-        let size = buf.remaining().min(self.first.len());
-        buf.put_slice(&self.first[..size]);
-        self.first.advance(size);
-        Poll::Ready(Ok(()))
+        let before = buf.filled().len();
+        ready!(self.poll_any(cx, buf))?;
+        let checked = match &mut self.chunks {
+            Some(chunks) => chunks.check(&buf.filled()[before..]),
+            None => Ok(()),
+        };
+        Poll::Ready(checked.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e)))
     }
 }
 

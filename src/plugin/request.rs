@@ -126,6 +126,8 @@ pub struct RequestCtx {
     pub peer_trusted: bool,
     /// `$uri` when normalisation changed it or it does not equal the raw path; `None` = as sent.
     pub path: Option<Box<str>>,
+    /// The first line of something that was no request, for the log.
+    pub sent_line: Option<Box<[u8]>>,
     /// Changes to the upstream request.
     pub edits: Edits,
     /// Response headers that plugins set before the response's head was there.
@@ -183,6 +185,7 @@ impl RequestCtx {
             scheme: "http",
             peer_trusted: false,
             path: None,
+            sent_line: None,
             edits: Edits::default(),
             response_headers: Vec::new(),
             route: None,

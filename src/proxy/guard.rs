@@ -25,6 +25,8 @@ pub struct Admitted {
     pub claims: Claims,
     /// The host asked for.
     pub host: HostName,
+    /// Whether its body comes in chunks of HTTP/1.
+    pub chunked: bool,
 }
 
 /// The host in the Host header, without its port.
@@ -66,20 +68,27 @@ pub fn admit(session: &mut Session, ctx: &mut RequestCtx, options: &Options) -> 
     admitted
 }
 
+/// For a request that cannot be read: where it came from, and that its connection ends.
+pub fn refuse_connection(session: &mut Session, ctx: &mut RequestCtx, options: &Options, line: Box<[u8]>) {
+    addresses(session, ctx, options);
+    ctx.sent_line = Some(line);
+    session.as_downstream_mut().set_keepalive(None);
+}
+
 fn inspect(session: &mut Session, ctx: &mut RequestCtx, options: &Options) -> Result<Admitted, Reply> {
-    let claims = match session.as_downstream().as_http1() {
+    let (claims, chunked) = match session.as_downstream().as_http1() {
         Some(http1) => {
             let head = http1.get_headers_raw_bytes();
             size(&head, options)?;
             framing(&head)?
         }
-        None => Claims::Possible,
+        None => (Claims::Possible, false),
     };
     addresses(session, ctx, options);
     let host = authority(session)?;
     path(session, ctx, options)?;
     body_size(session, options)?;
-    Ok(Admitted { claims, host })
+    Ok(Admitted { claims, host, chunked })
 }
 
 /// Whether the client may have sent one of the headers that only the gateway writes.
@@ -118,8 +127,8 @@ fn size(head: &[u8], options: &Options) -> Result<(), Reply> {
 }
 
 /// RFC 9112 §2.2 lets a recipient take a bare LF; the next hop may not, so it is refused. The same for folded
-/// lines (§5.2) and for two framings at once (§6.1).
-fn framing(head: &[u8]) -> Result<Claims, Reply> {
+/// lines (§5.2) and for two framings at once (§6.1). With it: whether the body is chunked.
+fn framing(head: &[u8]) -> Result<(Claims, bool), Reply> {
     let mut once = [0u8; ONCE.len()];
     let mut claims = Claims::None;
     let mut start = 0;
@@ -142,7 +151,7 @@ fn framing(head: &[u8]) -> Result<Claims, Reply> {
     }
     match once.iter().any(|times| *times > 1) {
         true => Err(refuse("a header that may stand once stands twice")),
-        false => Ok(claims),
+        false => Ok((claims, once[TRANSFER_ENCODING] > 0)),
     }
 }
 

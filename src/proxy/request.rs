@@ -7,7 +7,8 @@ use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::{
-    Ctx, Gateway, front,
+    Ctx, Gateway,
+    front::{self, Begun, Refused},
     guard::{self, HostName},
     options::Options,
     respond, upstream,
@@ -31,12 +32,17 @@ use crate::{
 /// # Errors
 /// The client is gone.
 pub async fn filter(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-    if !front::begin() {
+    let begun = front::begin();
+    if matches!(begun, Begun::TooLate) {
         return Error::e_explain(ErrorType::ConnectionClosed, "idle for too long").map_err(Error::into_down);
     }
     let snapshot = gateway.current.load();
     ctx.snapshot = Some(snapshot.clone());
-    match run(gateway, session, ctx, &snapshot).await {
+    let outcome = match begun {
+        Begun::Refused(refused) => ControlFlow::Break(refuse(gateway, session, ctx, *refused)),
+        _ => run(gateway, session, ctx, &snapshot).await,
+    };
+    match outcome {
         ControlFlow::Continue(()) => {
             body::welcome(session, &ctx.request).await?;
             body::unread(session, &mut ctx.request).await?;
@@ -49,12 +55,25 @@ pub async fn filter(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) -> 
     }
 }
 
+/// What the framework could not have read; a request that stands in for it is being answered.
+fn refuse(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx, refused: Refused) -> Reply {
+    guard::refuse_connection(session, &mut ctx.request, &gateway.options, refused.line);
+    Reply::status(refused.why.status).because(refused.why.reason)
+}
+
 async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx, snapshot: &Arc<Snapshot>) -> Flow {
     ctx.request.body_limit = gateway.options.max_buffered_body;
     let admitted = match guard::admit(session, &mut ctx.request, &gateway.options) {
         Ok(admitted) => admitted,
         Err(reply) => return reply.into(),
     };
+    if admitted.chunked {
+        // Boxed: other requests do not carry its state.
+        if let Err(reply) = Box::pin(body::check_chunks(session)).await {
+            session.as_downstream_mut().set_keepalive(None);
+            return reply.into();
+        }
+    }
     guard::sanitize(session, &ctx.request, &gateway.options, admitted.claims);
     let route = match find(gateway, session, ctx, snapshot, &admitted.host).await {
         ControlFlow::Continue(route) => route,

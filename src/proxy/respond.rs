@@ -125,6 +125,7 @@ pub fn from_error(error: &Error) -> Option<Reply> {
         kind => match error.esource() {
             ErrorSource::Upstream if times_out(kind) => 504,
             ErrorSource::Upstream => 502,
+            ErrorSource::Downstream if is_ambiguous(error) => 400,
             ErrorSource::Downstream => return from_client_error(kind),
             ErrorSource::Internal | ErrorSource::Unset => 500,
         },
@@ -140,6 +141,12 @@ pub(super) fn described(error: &Error) -> String {
         Some((before, _)) => format!("{before} cause: {} (head not shown)", error.root_cause()),
         None => text,
     }
+}
+
+/// Whether a chunked body broke off because it had no single meaning; see [`crate::plugin::replay`].
+fn is_ambiguous(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)
 }
 
 pub(super) fn times_out(kind: &ErrorType) -> bool {

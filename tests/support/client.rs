@@ -210,13 +210,6 @@ impl Connection {
             Err(e) => e.kind() == io::ErrorKind::ConnectionReset,
         }
     }
-
-    /// Everything up to the end of the connection.
-    pub fn rest(&mut self) -> Vec<u8> {
-        let mut rest = Vec::new();
-        let _ = self.input.read_to_end(&mut rest);
-        rest
-    }
 }
 
 fn read_line(input: &mut impl BufRead) -> io::Result<String> {

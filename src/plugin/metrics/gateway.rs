@@ -25,6 +25,8 @@ pub struct Gateway {
     pub accepted: AtomicU64,
     /// Connections that are open.
     pub active: AtomicI64,
+    /// Connections on which a request has come in part.
+    pub reading: AtomicI64,
     // Locked when the configuration changes and when somebody scrapes, never per request.
     revisions: Mutex<BTreeMap<String, u64>>,
     store: AtomicU8,
@@ -112,9 +114,10 @@ impl Gateway {
         state("accepted", accepted);
         state("active", active.unsigned_abs());
         state("handled", accepted);
-        // A connection whose request is still being read is not told apart from one that waits.
-        state("reading", 0);
-        state("waiting", (active - busy).unsigned_abs());
+        // The three are read one after the other, while requests come and go.
+        let reading = self.reading.load(Relaxed).clamp(0, active - busy);
+        state("reading", reading.unsigned_abs());
+        state("waiting", (active - busy - reading).unsigned_abs());
         state("writing", busy.unsigned_abs());
     }
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 pub mod admin_body;
 pub mod args;
 pub mod basic_auth;
+pub mod chunked;
 pub mod config;
 pub mod cookie;
 pub mod discovery;
@@ -25,6 +26,7 @@ pub mod ldap;
 pub mod log_format;
 pub mod pcre;
 pub mod post_body;
+pub mod request_line;
 pub mod resources;
 pub mod router;
 pub mod schema;
@@ -39,6 +41,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("admin_body", admin_body::run),
     ("args", args::run),
     ("basic_auth", basic_auth::run),
+    ("chunked", chunked::run),
     ("config", config::run),
     ("cookie", cookie::run),
     ("discovery", discovery::run),
@@ -56,6 +59,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("log_format", log_format::run),
     ("pcre", pcre::run),
     ("post_body", post_body::run),
+    ("request_line", request_line::run),
     ("resources", resources::run),
     ("router", router::run),
     ("schema", schema::run),
