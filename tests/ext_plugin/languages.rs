@@ -102,13 +102,15 @@ fn check(language: &str) {
     assert_eq!((seen.header("x-new"), seen.header("x-old")), (Some("1"), Some("1")), "{language}");
     assert_eq!(seen.body, b"kept", "{language}");
 
-    for size in [0, 9_000, 1_000_000] {
-        if language == "go" && size > 9_000 {
-            // its module cuts what does not arrive at once
+    for size in [0, 9_000, 1_000_000, 15_000_000] {
+        let request = gateway.request("PUT", "/inspect?a=1&b=").header("X-One", "2").body(vec![b'z'; size]);
+        let answer = request.send();
+        if language == "go" && size > 200_000 && answer.status != 200 {
+            // Its module cuts what does not come at once, as chance has it; then the plugin refuses the request.
+            answer.expect(503);
             continue;
         }
-        let request = gateway.request("PUT", "/inspect?a=1&b=").header("X-One", "2").body(vec![b'z'; size]);
-        let told = request.send().expect(200).json();
+        let told = answer.expect(200).json();
         let plain = [
             ("/method", "PUT"),
             ("/path", "/inspect"),

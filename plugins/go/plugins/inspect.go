@@ -49,12 +49,12 @@ func (*Inspect) RequestFilter(conf interface{}, w http.ResponseWriter, r pkgHTTP
 	}
 	routeID, err := r.Var("route_id")
 	if err != nil {
-		log.Printf("cannot ask for a variable: %s", err)
+		refuse(w, "cannot ask for a variable: %s", err)
 		return
 	}
 	body, err := r.Body()
 	if err != nil {
-		log.Printf("cannot ask for the body: %s", err)
+		refuse(w, "cannot ask for the body: %s", err)
 		return
 	}
 	seen := Seen{
@@ -69,6 +69,12 @@ func (*Inspect) RequestFilter(conf interface{}, w http.ResponseWriter, r pkgHTTP
 	if err := json.NewEncoder(w).Encode(seen); err != nil {
 		log.Printf("cannot write the body: %s", err)
 	}
+}
+
+// refuse answers in place of a decision that cannot be made: a plugin that only returns lets the request pass.
+func refuse(w http.ResponseWriter, format string, err error) {
+	log.Printf(format, err)
+	w.WriteHeader(http.StatusServiceUnavailable)
 }
 
 func first(values map[string][]string) map[string]string {

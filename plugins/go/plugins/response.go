@@ -3,6 +3,7 @@ package plugins
 import (
 	"encoding/json"
 	"log"
+	"net/http"
 
 	pkgHTTP "github.com/apache/apisix-go-plugin-runner/pkg/http"
 	"github.com/apache/apisix-go-plugin-runner/pkg/plugin"
@@ -48,6 +49,11 @@ func (*Response) ResponseFilter(conf interface{}, w pkgHTTP.Response) {
 		sent, err := w.ReadBody()
 		if err != nil {
 			log.Printf("cannot read the body: %s", err)
+			// without this the client would get the body as if this plugin had seen it
+			w.WriteHeader(http.StatusBadGateway)
+			if _, err := w.Write([]byte("the body cannot be read")); err != nil {
+				log.Printf("cannot write the body: %s", err)
+			}
 			return
 		}
 		body = append(append([]byte{}, sent...), c.Append...)
