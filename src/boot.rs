@@ -44,7 +44,7 @@ use pingora_proxy::HttpProxy;
 use serde_json::{Value, json};
 
 use self::{handover::Lifecycle, store::Opened};
-pub use self::{handover::reload, pages::small as without_huge_pages};
+pub use self::{handover::reload, pages::small as without_huge_pages, runners::start as start_runner};
 use crate::{
     admin::{self, Admin},
     builtin::{

@@ -3,6 +3,7 @@
 //! Invariant: commands that need no running gateway start none, and no command prints a secret but `admin-key`.
 
 pub mod banner;
+mod plugin;
 mod process;
 mod report;
 
@@ -39,6 +40,8 @@ pub enum Exit {
     Unknown = 5,
     /// The operating system refused.
     Refused = 6,
+    /// A plugin that was tried out failed.
+    Plugin = 7,
 }
 
 impl From<Exit> for ExitCode {
@@ -56,6 +59,7 @@ Exit codes:
   4  the gateway could not start, or the new one could not take over
   5  what was asked for does not exist
   6  the operating system refused
+  7  the plugin that was tried out failed
 
 Settings are read from conf/config.yaml (conf/config-PROFILE.yaml with APISIX_PROFILE=PROFILE).
 Without that file the built-in defaults serve.";
@@ -89,6 +93,9 @@ enum Command {
         #[arg(value_name = "PLUGIN|RESOURCE")]
         name: Option<String>,
     },
+    /// Begin a plugin of your own, or try one out
+    #[command(subcommand)]
+    Plugin(plugin::Command),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -143,6 +150,7 @@ fn execute(command: Command) -> Exit {
         Command::Reload(config) => with_settings(&config, reload),
         Command::AdminKey(config) => with_settings(&config, admin_key),
         Command::Schema { name } => schema(name.as_deref()),
+        Command::Plugin(command) => plugin::execute(command),
         Command::Completions { shell } => completions(shell),
         Command::RunnerGuard { .. } => Exit::Usage,
         Command::Version => print(&format!("portcullis {}\n", env!("CARGO_PKG_VERSION"))),
@@ -325,6 +333,7 @@ mod tests {
             Exit::Start,
             Exit::Unknown,
             Exit::Refused,
+            Exit::Plugin,
         ];
         for code in codes {
             let line = format!("\n  {}  ", code as u8);

@@ -29,7 +29,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Vector, WIPOffset};
@@ -128,6 +128,7 @@ fn plugin(name: &str, value: &str) -> Option<Plugin> {
 }
 
 struct Conf {
+    since: Instant,
     calls: AtomicUsize,
     key: String,
     plugins: Vec<Plugin>,
@@ -141,6 +142,8 @@ struct Runner {
     calls: AtomicUsize,
     connections: AtomicUsize,
     forget_after: usize,
+    /// How long a configuration is kept.
+    expire: Duration,
 }
 
 /// A reply: type and payload; nothing ends the connection.
@@ -166,6 +169,7 @@ fn main() {
         connections: AtomicUsize::new(0),
         forget_after: std::env::var("FORGET_AFTER")
             .map_or(usize::MAX, |text| text.parse().expect("a number")),
+        expire: Duration::from_secs(expire.parse().unwrap_or(3600)),
     });
     for stream in listener.incoming() {
         let (stream, runner) = (stream.expect("a connection"), runner.clone());
@@ -231,7 +235,13 @@ impl Connection<'_> {
         let twice = plugins.iter().any(|plugin| matches!(plugin, Plugin::Fault(Fault::PrepareTwice)));
         let key = text(request.key().expect("a key"));
         let token = self.runner.next_token.fetch_add(1, Relaxed);
-        let conf = Conf { calls: AtomicUsize::new(0), key, plugins, forgotten: AtomicUsize::new(0) };
+        let conf = Conf {
+            calls: AtomicUsize::new(0),
+            key,
+            plugins,
+            forgotten: AtomicUsize::new(0),
+            since: Instant::now(),
+        };
         self.runner.confs.lock().unwrap().insert(token, Arc::new(conf));
         let mut builder = FlatBufferBuilder::new();
         let root = prepare_conf::Resp::create(&mut builder, &prepare_conf::RespArgs { conf_token: token });
@@ -249,7 +259,8 @@ impl Connection<'_> {
         let Some(conf) = self.runner.confs.lock().unwrap().get(&token).cloned() else {
             return error(2);
         };
-        if conf.calls.fetch_add(1, Relaxed) >= self.runner.forget_after {
+        let spent = conf.calls.fetch_add(1, Relaxed) >= self.runner.forget_after;
+        if spent || conf.since.elapsed() >= self.runner.expire {
             self.runner.confs.lock().unwrap().remove(&token);
             return error(2);
         }

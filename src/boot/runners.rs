@@ -1,6 +1,6 @@
 //! The runners of external plugins as config.yaml describes them.
 
-use std::{ffi::OsString, path::PathBuf, sync::Arc};
+use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use pingora::{server::ShutdownWatch, services::background::BackgroundService};
@@ -24,6 +24,9 @@ const HANDED_ON: [&str; 3] = ["PATH", "TZ", "APISIX_PROFILE"];
 /// The longest path that a unix socket has, without room for a runner's name.
 const LONGEST: usize = 60;
 
+/// Runners are told in whole seconds how long they keep a configuration.
+const SHORTEST_EXPIRE: Duration = Duration::from_secs(1);
+
 /// All of them.
 pub fn from(settings: &Settings) -> Runners {
     let one = |runner: types::Runner| {
@@ -33,6 +36,8 @@ pub fn from(settings: &Settings) -> Runners {
             call: timeout.call,
             queue: timeout.queue,
             ready: timeout.ready,
+            expire: settings.ext_plugin.conf_expire.max(SHORTEST_EXPIRE),
+            patience: breaker.patience,
             connections: runner.connections,
             breaker: Rules { failures: breaker.failures, probe: breaker.probe },
         };
@@ -44,6 +49,32 @@ pub fn from(settings: &Settings) -> Runners {
     Runners::new(settings.runners().into_iter().map(one).collect())
 }
 
+/// The runner of that name, or the first one, started on the runtime of whoever calls if config.yaml has a command for
+/// it. It listens in the directory `sockets`, and ends with the runtime.
+pub fn start(settings: &Settings, name: Option<&str>, sockets: PathBuf) -> Option<Arc<Runner>> {
+    let runners = from(settings);
+    let runner = runners.find(name)?.clone();
+    let described = settings.runners().into_iter().find(|described| described.name == runner.name())?;
+    if let Some(launch) = launch(described, settings) {
+        // A gateway that runs keeps the socket that may be given.
+        let launch = Launch { sockets, socket: None, watch: Vec::new(), ..launch };
+        tokio::spawn(supervisor::run(runner.clone(), launch));
+    }
+    Some(runner)
+}
+
+/// How a runner is started, if the gateway is to do that.
+fn launch(runner: types::Runner, settings: &Settings) -> Option<Launch> {
+    Some(Launch {
+        guard: OWN_PROGRAM.into(),
+        cmd: runner.cmd?,
+        environment: environment(&settings.nginx_config.envs),
+        socket: runner.socket,
+        sockets: sockets(settings),
+        watch: runner.watch,
+    })
+}
+
 /// Keeps the processes running that config.yaml has a command for.
 pub struct Supervision(Vec<(Arc<Runner>, Launch)>);
 
@@ -51,19 +82,11 @@ impl Supervision {
     /// For the runners that plugins find in `carry`.
     pub fn new(settings: &Settings, carry: &Carry) -> Self {
         let runners = carry.state("ext-plugin", Runners::default);
-        let launch = |runner: types::Runner| {
+        let found = |runner: types::Runner| {
             let found = runners.find(Some(&runner.name))?.clone();
-            let launch = Launch {
-                guard: OWN_PROGRAM.into(),
-                cmd: runner.cmd?,
-                environment: environment(&settings.nginx_config.envs),
-                socket: runner.socket,
-                sockets: sockets(settings),
-                watch: runner.watch,
-            };
-            Some((found, launch))
+            Some((found, launch(runner, settings)?))
         };
-        Self(settings.runners().into_iter().filter_map(launch).collect())
+        Self(settings.runners().into_iter().filter_map(found).collect())
     }
 
     /// Whether there is none.

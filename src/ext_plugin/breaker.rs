@@ -1,6 +1,7 @@
 //! The circuit breaker of one process of a runner: one that is dead or hangs costs a few calls, not all of them.
 //!
-//! It opens after a run of calls that did not reach the process. While it is open no call is made; somebody else
+//! It opens after a run of calls that did not reach the process, or when the process answers nothing while a call is
+//! under way for long. While it is open no call is made; somebody else
 //! ([`super::watch`]) asks the process whether it is back. If the calls had failed at once, its answer is enough. If they
 //! had hung, a process that answers may hang all the same: then single calls are let through, ever more seldom, and the
 //! first that ends well closes the breaker.
@@ -133,6 +134,15 @@ impl Breaker {
         }
     }
 
+    /// The process answers nothing at all while calls are under way. Whether this opened the breaker.
+    pub fn hangs(&self) -> bool {
+        let opened = self.rules.failures > 0 && self.change(State::Closed, State::Open);
+        if opened {
+            self.hung.store(true, Relaxed);
+        }
+        opened
+    }
+
     /// The process answered a question.
     pub fn answered(&self, now: u64) {
         if self.hung.load(Relaxed) {
@@ -171,7 +181,7 @@ mod tests {
     use super::*;
 
     /// Runs a story of words and shows the state after it. `f` and `h` are calls that failed and hung, `s` one that
-    /// succeeded, `a`, `u` and `g` a process that answered, did not, or is gone; `t` and `x` a call that is let through
+    /// succeeded, `H` a process that was found to hang, `a`, `u` and `g` a process that answered, did not, or is gone; `t` and `x` a call that is let through
     /// or is not; a number is the time from then on; `<N` a call that failed and had begun at N.
     #[track_caller]
     fn check(story: &str, expected: State) {
@@ -181,6 +191,7 @@ mod tests {
             match word {
                 "f" => _ = breaker.failed(now, false),
                 "h" => _ = breaker.failed(now, true),
+                "H" => _ = breaker.hangs(),
                 "s" => breaker.succeeded(|| now),
                 "a" => breaker.answered(now),
                 "u" => breaker.unanswered(false),
@@ -210,6 +221,10 @@ mod tests {
         check("f h f a h", State::Open);
         check("f h f a u", State::Open);
         check("f h f g a", State::Closed);
+        check("H x", State::Open);
+        check("H a t x", State::HalfOpen);
+        check("H a t s", State::Closed);
+        check("f H s f f", State::Closed);
     }
 
     #[test]
@@ -234,6 +249,6 @@ mod tests {
         breaker.answered(0);
         assert!(!breaker.failed(0, true));
         let never = Breaker::new(Rules { failures: 0, probe: Duration::ZERO });
-        assert!((0..9).all(|_| !never.failed(0, true)) && never.is_closed());
+        assert!((0..9).all(|_| !never.failed(0, true) && !never.hangs()) && never.is_closed());
     }
 }

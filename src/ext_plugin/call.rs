@@ -6,6 +6,7 @@
 
 use std::{
     future::Future,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -14,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, error::Elapsed, timeout_at};
 
 use super::{
     error::{CallError, Code},
@@ -250,7 +251,8 @@ impl Caller {
     ) -> Self {
         let processes = runner.as_ref().map_or(1, |runner| runner.processes());
         let limit = terms.limit.or(runner.as_ref().map(|runner| runner.limits().call)).unwrap_or_default();
-        let conf = Conf::new(origin, plugin, entries, processes);
+        let expire = runner.as_ref().map(|runner| runner.limits().expire).unwrap_or_default();
+        let conf = Conf::new(origin, plugin, entries, processes, expire);
         let runner = runner.map(|runner| {
             let series = runner.stats().series(plugin, &names(&conf.entries));
             (runner, series)
@@ -313,13 +315,20 @@ impl Caller {
         C: Kind + for<'a> Call<Timed<'a, A>>,
     {
         let deadline = began + self.limit;
+        let doubt = runner.doubt(began).filter(|doubt| *doubt < deadline);
         let (mut unknown_tokens, mut unconnected, mut again, mut avoid) = (0, 0, false, None);
         loop {
             let process = self.process(runner, avoid, deadline).await?;
             let _counted = Counted::call(&process);
             let (began, course) = (process.now(), Course::default());
             let mut timed = Timed { answers: &mut *answers, course: &course, times: &series.questions };
-            let tried = timeout_at(deadline, self.once(runner, series, &process, call, &mut timed)).await;
+            let once = pin!(self.once(runner, series, &process, call, &mut timed));
+            let suspect = || {
+                if course.stage.load(Relaxed) == CALLED {
+                    watch::suspect(&process);
+                }
+            };
+            let tried = in_time(once, doubt, deadline, suspect).await;
             let failed = match tried {
                 Ok(Ok(reply)) => {
                     process.breaker().succeeded(|| process.now());
@@ -465,6 +474,22 @@ fn blame(runner: &Runner, process: &Arc<Process>, began: u64, error: &CallError)
     } else if matches!(error, CallError::Refused(_)) {
         process.breaker().succeeded(|| process.now());
     }
+}
+
+/// What comes of a try until the deadline. At a moment of doubt before, `suspect` is called.
+async fn in_time<F: Future>(
+    mut tried: Pin<&mut F>,
+    doubt: Option<Instant>,
+    deadline: Instant,
+    suspect: impl FnOnce(),
+) -> Result<F::Output, Elapsed> {
+    if let Some(doubt) = doubt {
+        if let Ok(outcome) = timeout_at(doubt, tried.as_mut()).await {
+            return Ok(outcome);
+        }
+        suspect();
+    }
+    timeout_at(deadline, tried).await
 }
 
 /// The number of the next call. Never 0: the official Python runner takes that for a failure of its own.

@@ -39,6 +39,10 @@ pub struct Limits {
     pub queue: Duration,
     /// Until a process that is being started is ready.
     pub ready: Duration,
+    /// How long it keeps a configuration that it was told.
+    pub expire: Duration,
+    /// How long a call may take until its process is asked whether it hangs; 0: it is not.
+    pub patience: Duration,
     /// Connections to one process.
     pub connections: usize,
     /// When its circuit breaker opens.
@@ -53,6 +57,8 @@ impl Default for Limits {
             call: Duration::from_secs(60),
             queue: Duration::from_secs(5),
             ready: Duration::from_secs(30),
+            expire: Duration::from_secs(3600),
+            patience: Duration::from_secs(10),
             connections: 256,
             breaker: Rules { failures: 5, probe: Duration::from_millis(250) },
         }
@@ -362,6 +368,12 @@ impl Runner {
     /// Since when no process is ready.
     pub(super) fn down_since(&self) -> tokio::time::Instant {
         (self.started + Duration::from_millis(self.down.load(Relaxed))).into()
+    }
+
+    /// When a call that began then takes so long that its process may hang; none: it is never asked.
+    pub(super) fn doubt(&self, began: tokio::time::Instant) -> Option<tokio::time::Instant> {
+        let patience = self.limits.patience;
+        began.checked_add(patience).filter(|_| !patience.is_zero())
     }
 
     /// Until when a process may take to be ready, from now on.

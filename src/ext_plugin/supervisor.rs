@@ -33,7 +33,6 @@ use super::{
     output,
     runner::{Process, Runner},
     stats::Stage,
-    token,
 };
 
 /// How long a process may take until it is ready.
@@ -272,7 +271,7 @@ async fn start(runner: &Runner, launch: &Launch, index: usize) -> io::Result<Run
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let (mut child, leash) = spawn(launch, &socket)?;
+    let (mut child, leash) = spawn(launch, &socket, runner.limits().expire)?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).unwrap_or(0);
     for out in
         [child.stdout.take().map(Output::Out), child.stderr.take().map(Output::Err)].into_iter().flatten()
@@ -317,7 +316,7 @@ enum Output {
     Err(tokio::process::ChildStderr),
 }
 
-fn spawn(launch: &Launch, socket: &Path) -> io::Result<(Child, UnixStream)> {
+fn spawn(launch: &Launch, socket: &Path, expire: Duration) -> io::Result<(Child, UnixStream)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let child = Command::new(&launch.guard)
@@ -327,7 +326,7 @@ fn spawn(launch: &Launch, socket: &Path) -> io::Result<(Child, UnixStream)> {
         .env_clear()
         .envs(launch.environment.iter().cloned())
         .env("APISIX_LISTEN_ADDRESS", format!("unix:{}", socket.display()))
-        .env("APISIX_CONF_EXPIRE_TIME", token::EXPIRE.as_secs().to_string())
+        .env("APISIX_CONF_EXPIRE_TIME", expire.as_secs().to_string())
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

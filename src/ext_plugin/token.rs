@@ -13,11 +13,8 @@ use std::{
 
 use tokio::sync::{Mutex, MutexGuard};
 
-/// How long runners keep a configuration, as they are told by `APISIX_CONF_EXPIRE_TIME`.
-pub const EXPIRE: Duration = Duration::from_secs(3600);
-
-/// Age at which a token is renewed, as long as somebody uses it. APISIX: 0.9 of the time.
-const RENEW: Duration = Duration::from_secs(2880);
+/// Fifths of its time after which a token is renewed, as long as somebody uses it. APISIX: 0.9 of the time.
+const RENEW: u32 = 4;
 
 /// A plugin configuration as a runner is told of it.
 pub struct Conf {
@@ -25,6 +22,8 @@ pub struct Conf {
     prefix: Box<str>,
     /// The runner's plugins and what they get, in running order.
     pub entries: Vec<(String, String)>,
+    /// How long the runner keeps it, as it is told by `APISIX_CONF_EXPIRE_TIME`.
+    expire: Duration,
     slots: Box<[Slot]>,
 }
 
@@ -56,10 +55,16 @@ pub struct Ticket<'a> {
 }
 
 impl Conf {
-    /// For a runner with so many processes.
-    pub fn new(origin: &str, plugin: &str, entries: Vec<(String, String)>, processes: usize) -> Self {
+    /// For a runner with so many processes that keep it for so long.
+    pub fn new(
+        origin: &str,
+        plugin: &str,
+        entries: Vec<(String, String)>,
+        processes: usize,
+        expire: Duration,
+    ) -> Self {
         let slots = (0..processes.max(1)).map(|_| Slot::default()).collect();
-        Self { prefix: format!("{origin}#{plugin}").into(), entries, slots }
+        Self { prefix: format!("{origin}#{plugin}").into(), entries, expire, slots }
     }
 
     /// The key for the next PrepareConf: never the same twice, because there are runners that give the token of a
@@ -78,7 +83,7 @@ impl Conf {
     /// The token of a process in this life of it, or the right to fetch it. `now` is the runner's clock.
     pub async fn token(&self, process: usize, life: u32, now: Duration) -> Known<'_> {
         let slot = &self.slots[process];
-        if let Some((token, fresh)) = slot.get(life, now) {
+        if let Some((token, fresh)) = slot.get(life, now, self.expire) {
             if fresh {
                 return Known::Token(token);
             }
@@ -89,7 +94,7 @@ impl Conf {
             };
         }
         let flight = slot.flight.lock().await;
-        match slot.get(life, now) {
+        match slot.get(life, now, self.expire) {
             Some((token, _)) => Known::Token(token),
             None => Known::Fetch(Ticket { slot, _flight: flight }),
         }
@@ -103,13 +108,13 @@ impl Conf {
 
 impl Slot {
     /// The token, if there is one of this life that has not aged, and whether it is fresh.
-    fn get(&self, life: u32, now: Duration) -> Option<(u32, bool)> {
+    fn get(&self, life: u32, now: Duration, expire: Duration) -> Option<(u32, bool)> {
         let held = self.held.load(Acquire);
         if (held >> 32) as u32 != life {
             return None;
         }
         let age = now.saturating_sub(Duration::from_millis(self.since.load(Relaxed)));
-        (age < EXPIRE).then_some((held as u32, age < RENEW))
+        (age < expire).then_some((held as u32, age < expire / 5 * RENEW))
     }
 }
 
@@ -130,7 +135,13 @@ mod tests {
     use super::*;
 
     fn conf() -> Conf {
-        Conf::new("route#1", "ext-plugin-pre-req", vec![("a".into(), "{}".into())], 2)
+        Conf::new(
+            "route#1",
+            "ext-plugin-pre-req",
+            vec![("a".into(), "{}".into())],
+            2,
+            Duration::from_secs(3600),
+        )
     }
 
     async fn fetch(conf: &Conf, process: usize, life: u32, token: u32, now: u64) {

@@ -1,4 +1,5 @@
-//! Asks a process whose circuit breaker is open whether it is back, so that no call has to find out.
+//! Asks a process whose circuit breaker is open whether it is back, so that no call has to find out; and one with a call
+//! that takes long whether it hangs, so that not every client has to wait until it is out of time.
 
 use std::{
     sync::{Arc, Weak},
@@ -29,6 +30,31 @@ pub fn begin(process: &Arc<Process>) {
     // There is no runtime while the program ends.
     if let (true, Ok(runtime)) = (process.watched(true), tokio::runtime::Handle::try_current()) {
         runtime.spawn(ask(Arc::downgrade(process)));
+    }
+}
+
+/// Asks a process once, because a call to it takes long. One that does not answer gets no further calls until it does:
+/// what is slow is a plugin, what answers nothing is the process.
+pub fn suspect(process: &Arc<Process>) {
+    if !process.breaker().is_closed() || !process.watched(true) {
+        return;
+    }
+    let process = process.clone();
+    let listen = async move {
+        let hangs = matches!(knock(&process).await, Err(CallError::Timeout(_)));
+        if hangs && process.breaker().hangs() {
+            let (runner, process) = (process.runner(), process.index());
+            let error = "it answers nothing while a call is under way";
+            tracing::warn!(runner, process, error, "the runner's circuit breaker opens");
+        }
+        process.watched(false);
+        if !process.breaker().is_closed() {
+            begin(&process);
+        }
+    };
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn(listen)),
+        Err(_) => drop(listen),
     }
 }
 

@@ -112,6 +112,16 @@ impl MakeWriter<'_> for ErrorLog {
     }
 }
 
+/// What is logged from now on goes to standard error, a short line each: for commands that people wait for.
+pub fn to_terminal() {
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).without_time().with_target(false);
+    let lines = lines.with_ansi(io::stderr().is_terminal());
+    // Somebody who has set one before keeps it.
+    let _ = tracing::subscriber::set_global_default(
+        tracing_subscriber::registry().with(lines.with_filter(LevelFilter::WARN)),
+    );
+}
+
 fn subscriber(log: &ErrorLog, level: LogLevel) -> impl Subscriber + Send + Sync + 'static {
     let mut lines = tracing_subscriber::fmt::layer().with_writer(log.clone());
     // Left alone on a terminal, where NO_COLOR still counts.

@@ -310,6 +310,8 @@ pub const SETTINGS: &[Setting] = &[
     key("ext-plugin.timeout.ready", Kind::Time, "\"30s\"", "time until a runner that is being started is ready"),
     key("ext-plugin.circuit_breaker.failures", Kind::Int(0, 1_000_000), "5", "calls in a row that do not reach a process until none is made for a while; 0: never"),
     key("ext-plugin.circuit_breaker.probe", Kind::Time, "\"250ms\"", "pause between two questions whether the process is back"),
+    key("ext-plugin.circuit_breaker.patience", Kind::Time, "\"10s\"", "a process with a call that takes longer is asked whether it hangs; 0: never"),
+    key("ext-plugin.conf_expire", Kind::Time, "\"1h\"", "how long runners keep a plugin's configuration, in whole seconds; it is sent anew after four fifths"),
     key("graphql.max_size", Kind::Size, "1048576", "largest GraphQL query, in bytes"),
     inert("discovery"),
     inert("wasm"),

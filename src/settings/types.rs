@@ -433,6 +433,9 @@ pub struct ExtPlugin {
     pub timeout: ExtPluginTimeout,
     /// Of each process.
     pub circuit_breaker: ExtPluginBreaker,
+    /// How long runners keep a configuration that they were told.
+    #[serde(deserialize_with = "millis")]
+    pub conf_expire: Duration,
 }
 
 /// The section `ext-plugin.circuit_breaker`.
@@ -443,6 +446,9 @@ pub struct ExtPluginBreaker {
     /// Between two questions whether the process is back.
     #[serde(deserialize_with = "millis")]
     pub probe: Duration,
+    /// How long a call may take until its process is asked whether it hangs; 0: it is not.
+    #[serde(deserialize_with = "millis")]
+    pub patience: Duration,
 }
 
 /// The section `ext-plugin.timeout`.

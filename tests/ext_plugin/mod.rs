@@ -5,6 +5,7 @@ mod faults;
 mod languages;
 mod observed;
 mod outages;
+mod own;
 mod responses;
 mod routes;
 mod secure;

@@ -1,12 +1,14 @@
 //! Runners that the gateway starts: they are there when they are needed, come back, and leave no orphan.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
-    at, eventually,
+    at,
+    client::Request,
+    eventually,
     gateway::{Gateway, Setup},
     runner::{conf, program},
     upstream::Upstream,
@@ -97,4 +99,53 @@ fn a_change_of_files_replaces_the_process_without_a_failure() {
         answering(&gateway) != old
     });
     eventually("the old process is gone", || gone(old));
+}
+
+/// What the runner was told of its only configuration, and how often the gateway told it.
+fn keys_told(gateway: &Gateway, asks: usize, pause: Duration) -> Vec<String> {
+    let ask = |_| {
+        std::thread::sleep(pause);
+        at(&gateway.get("/").expect(200).json(), "/key").as_str().expect("a key").to_owned()
+    };
+    let mut keys: Vec<String> = (0..asks).map(ask).collect();
+    keys.dedup();
+    keys
+}
+
+#[track_caller]
+fn tokens(gateway: &Gateway, outcome: &str) -> u64 {
+    let metrics =
+        Request::new(gateway.ports.metrics, "GET", "/apisix/prometheus/metrics").send().expect(200).text();
+    let line =
+        metrics.lines().find(|line| line.contains("ext_plugin_tokens_total") && line.contains(outcome));
+    line.and_then(|line| line.rsplit_once(' ')).expect("it is counted").1.parse().expect("a number")
+}
+
+fn forgetful(expire: &str) -> (Gateway, Upstream) {
+    let settings =
+        |setup: Setup| setup.set("ext-plugin.cmd", command()).set("ext-plugin.conf_expire", expire);
+    start(settings, json!({"ext-plugin-pre-req": conf("echo", "")}))
+}
+
+#[test]
+fn a_configuration_in_use_is_renewed_before_the_runner_forgets_it() {
+    let (gateway, _upstream) = forgetful("5s");
+    let mut keys = Vec::new();
+    eventually("it was renewed", || {
+        keys.extend(keys_told(&gateway, 20, Duration::from_millis(20)));
+        tokens(&gateway, "outcome=\"renewal\"") > 0
+    });
+    keys.dedup();
+    assert!(keys.len() > 1, "{keys:?}");
+    assert!(!gateway.stderr().contains("conf token not found"), "no call met a token that was forgotten");
+}
+
+#[test]
+fn a_configuration_that_was_not_used_for_too_long_is_told_anew() {
+    let (gateway, _upstream) = forgetful("1s");
+    // Longer than the runner keeps it, however slow the machine is.
+    let keys = keys_told(&gateway, 4, Duration::from_millis(1100));
+    assert_eq!(keys.len(), 4, "{keys:?}");
+    assert_eq!((tokens(&gateway, "outcome=\"miss\""), tokens(&gateway, "outcome=\"renewal\"")), (4, 0));
+    assert!(!gateway.stderr().contains("conf token not found"));
 }
