@@ -26,7 +26,7 @@ use crate::{
         env::{BuildEnv, CheckEnv},
         exchange::Exchange,
         phases::Phases,
-        reply::{CONTINUE, Flow, Reply},
+        reply::{CONTINUE, Class, Flow, Reply},
     },
 };
 
@@ -265,7 +265,7 @@ impl Plugin {
 
     fn logout(&self, x: &mut Exchange<'_>) -> Flow {
         let Some(id) = cookie::find(x, &self.cookie_name).map(str::to_owned) else {
-            return Reply::status(401).because("logout without a session").into();
+            return Reply::status(401).because("logout without a session").classed(Class::Missing).into();
         };
         if let Some(session) = self.sessions.remove(&self.id_key(&id)) {
             self.sessions.remove(&self.ticket_key(session.split('|').next().unwrap_or_default()));

@@ -13,7 +13,7 @@ use crate::plugin::{
     env::BuildEnv,
     exchange::Exchange,
     phases::Phases,
-    reply::{CONTINUE, Flow, Reply},
+    reply::{CONTINUE, Class, Flow, Reply},
 };
 
 /// The configuration.
@@ -148,25 +148,35 @@ impl contract::Plugin for Plugin {
 
     async fn access(&self, x: &mut Exchange<'_>) -> Flow {
         let Some(value) = self.kind.value(x) else {
-            return Reply::message(401, x.compat().restriction_without_value(self.kind.name())).into();
+            let kind = self.kind.name();
+            return Reply::message(401, x.compat().restriction_without_value(kind))
+                .because(format!("the request has no {kind}"))
+                .classed(Class::Missing)
+                .into();
         };
-        if self.allows(value, x.method().as_str()) {
-            return CONTINUE;
-        }
-        Reply::message(self.rejected_code, &*self.rejected_msg).into()
+        let Err(reason) = self.judge(value, x.method().as_str()) else { return CONTINUE };
+        Reply::message(self.rejected_code, &*self.rejected_msg)
+            .because(format!("{} {value} {reason}", self.kind.name()))
+            .classed(Class::Forbidden)
+            .into()
     }
 }
 
 impl Plugin {
-    fn allows(&self, value: &str, method: &str) -> bool {
+    fn judge(&self, value: &str, method: &str) -> Result<(), &'static str> {
         if self.blacklist.contains(value) {
-            return false;
+            return Err("is on the blacklist");
         }
         if self.whitelist.contains(value) {
-            return true;
+            return Ok(());
         }
-        let bound = self.methods.get(value);
-        self.whitelist.is_empty() && bound.is_none_or(|allowed| allowed.iter().any(|one| **one == *method))
+        if !self.whitelist.is_empty() {
+            return Err("is not on the whitelist");
+        }
+        match self.methods.get(value) {
+            Some(allowed) if !allowed.iter().any(|one| **one == *method) => Err("may not use this method"),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
         env::{BuildEnv, CheckEnv},
         exchange::Exchange,
         phases::Phases,
-        reply::{CONTINUE, Flow, Reply},
+        reply::{CONTINUE, Class, Flow, Reply},
     },
 };
 
@@ -98,7 +98,10 @@ impl contract::Plugin for Plugin {
         let unwanted = self.blacklist.as_ref().is_some_and(|set| set.contains(client))
             || self.whitelist.as_ref().is_some_and(|set| !set.contains(client));
         if unwanted {
-            return Reply::message(self.response_code, &*self.message).into();
+            return Reply::message(self.response_code, &*self.message)
+                .because(format!("the address {client} may not come in"))
+                .classed(Class::Forbidden)
+                .into();
         }
         CONTINUE
     }

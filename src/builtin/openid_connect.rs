@@ -181,7 +181,7 @@ impl Plugin {
             if let Some(token) = &login.access_token {
                 told["access_token"] = token.as_str().into();
             }
-            schema.check(&told).map_err(|reason| self.invalid_token(&reason))?;
+            schema.check(&told).map_err(|reason| self.invalid_token(reason.into()))?;
         }
         if self.conf.required_scopes.is_some() {
             match granted(claims, login.access_token.as_deref()) {

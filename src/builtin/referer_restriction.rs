@@ -109,7 +109,7 @@ impl contract::Plugin for Plugin {
         if allowed {
             return CONTINUE;
         }
-        Reply::message(403, &*self.message).into()
+        Reply::message(403, &*self.message).because("the referring host may not come in").into()
     }
 }
 

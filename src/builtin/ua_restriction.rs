@@ -94,7 +94,7 @@ impl contract::Plugin for Plugin {
         if self.allows(x) {
             return CONTINUE;
         }
-        Reply::message(403, &*self.message).into()
+        Reply::message(403, &*self.message).because("the user agent may not come in").into()
     }
 }
 

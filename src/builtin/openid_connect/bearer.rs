@@ -9,9 +9,12 @@ use serde_json::{Value, json};
 
 use super::{
     Plugin, now,
-    token::{self, Claims},
+    token::{self, Claims, Doubt},
 };
-use crate::plugin::{exchange::Exchange, reply::Reply};
+use crate::plugin::{
+    exchange::Exchange,
+    reply::{Class, Reply},
+};
 
 /// The longest that an introspection is believed.
 const LONGEST: Duration = Duration::from_secs(86_400);
@@ -46,7 +49,9 @@ impl Plugin {
         let Some(token) = find(x, client_token)? else {
             if self.conf.bearer_only {
                 let challenge = format!("Bearer realm=\"{}\"", self.conf.realm);
-                return Err(challenged(&challenge).because("No bearer token found in request."));
+                return Err(challenged(&challenge)
+                    .because("No bearer token found in request.")
+                    .classed(Class::Missing));
             }
             return Ok(None);
         };
@@ -55,19 +60,22 @@ impl Plugin {
         } else {
             self.introspected(x, &token).await
         };
-        let claims = claims.map_err(|reason| self.invalid_token(&reason))?;
+        let claims = claims.map_err(|doubt| self.invalid_token(doubt))?;
         self.check_scopes(&claims)?;
         self.check_audience(&claims)?;
         if let Some(schema) = &self.claim_schema {
-            schema.check(&Value::Object((*claims).clone())).map_err(|reason| self.invalid_token(&reason))?;
+            schema
+                .check(&Value::Object((*claims).clone()))
+                .map_err(|reason| self.invalid_token(reason.into()))?;
         }
         Ok(Some(Bearer { claims, token }))
     }
 
     /// RFC 6750 §3: the token is not believed, and why.
-    pub(super) fn invalid_token(&self, reason: &str) -> Reply {
+    pub(super) fn invalid_token(&self, doubt: Doubt) -> Reply {
         // What stands between quotes holds none, and no control characters.
-        let told: String = reason
+        let told: String = doubt
+            .told
             .chars()
             .map(|c| if c == '"' { '\'' } else { c })
             .filter(|c| (' '..='~').contains(c))
@@ -76,10 +84,11 @@ impl Plugin {
         challenged(&format!(
             "Bearer realm=\"{realm}\", error=\"invalid_token\", error_description=\"{told}\""
         ))
-        .because(format!("OIDC token refused: {reason}"))
+        .classed(if doubt.cause.is_some() { Class::Unavailable } else { Class::Wrong })
+        .because(format!("OIDC token refused: {}", String::from(doubt)))
     }
 
-    async fn introspected(&self, x: &Exchange<'_>, token: &str) -> Result<Arc<Claims>, String> {
+    async fn introspected(&self, x: &Exchange<'_>, token: &str) -> Result<Arc<Claims>, Doubt> {
         let mut headers = HeaderMap::new();
         for name in &self.addon_headers {
             if let Some(value) = x.session.req_header().headers.get(name) {
@@ -93,17 +102,14 @@ impl Plugin {
         let endpoint = match &self.conf.introspection_endpoint {
             Some(configured) => configured.clone(),
             None => {
-                let discovery =
-                    self.provider.discovery().await.map_err(|error| hidden("no introspection", &error))?;
-                discovery
-                    .introspection_endpoint
-                    .clone()
-                    .ok_or_else(|| "the provider offers no introspection".to_owned())?
+                let unavailable = |error| Doubt::caused("no introspection", error);
+                let discovery = self.provider.discovery().await.map_err(unavailable)?;
+                discovery.introspection_endpoint.clone().ok_or("the provider offers no introspection")?
             }
         };
         let method = &self.conf.introspection_endpoint_auth_method;
         let answer = self.endpoints.introspect(&endpoint, method, token, headers).await;
-        let claims = answer.map_err(|error| hidden("introspection failed", &error))?;
+        let claims = answer.map_err(|error| Doubt::caused("introspection failed", error))?;
         if claims.get("active") != Some(&Value::Bool(true)) {
             return Err("invalid token".into());
         }
@@ -156,12 +162,6 @@ impl Plugin {
             _ => Ok(()),
         }
     }
-}
-
-/// A failure of which the client learns only that there was one; the log learns the rest.
-fn hidden(told: &str, error: &str) -> String {
-    tracing::error!(%error, "openid-connect: {told}");
-    told.to_owned()
 }
 
 fn challenged(challenge: &str) -> Reply {

@@ -77,15 +77,13 @@ impl Verifier {
     /// The claims of a bearer token that is genuine, in time and of a valid issuer.
     ///
     /// # Errors
-    /// Why it is not believed; may be shown to the client.
-    pub async fn bearer(&self, text: &str) -> Result<Arc<Claims>, String> {
+    /// Why it is not believed.
+    pub async fn bearer(&self, text: &str) -> Result<Arc<Claims>, Doubt> {
         let mut discovered = None;
         if self.valid_issuers.is_none() {
             // Without an issuer to compare with, a token that another issuer made with the same key would do.
-            let document = self.provider.discovery().await.map_err(|error| {
-                tracing::error!(%error, "openid-connect: the issuer of tokens cannot be verified");
-                "issuer validation unavailable".to_owned()
-            })?;
+            let unavailable = |error| Doubt::caused("issuer validation unavailable", error);
+            let document = self.provider.discovery().await.map_err(unavailable)?;
             discovered = document.issuer.clone();
         }
         let claims = self.signed_claims(text).await?;
@@ -98,7 +96,7 @@ impl Verifier {
         if valid { Ok(claims) } else { Err("Claim 'iss' returned failure".into()) }
     }
 
-    async fn signed_claims(&self, text: &str) -> Result<Arc<Claims>, String> {
+    async fn signed_claims(&self, text: &str) -> Result<Arc<Claims>, Doubt> {
         let key = self.memo.as_ref().map(|memo| (memo, memo.key(&[text.as_bytes()])));
         if let Some((memo, key)) = &key
             && let Some(claims) = memo.get(key)
@@ -115,8 +113,10 @@ impl Verifier {
     }
 
     /// Verifies a signature with `public_key` or, without one, the published keys.
-    async fn verify_published(&self, token: &Token<'_>, allowed: Option<&[Algorithm]>) -> Result<(), String> {
-        let failed = |reason: &dyn std::fmt::Display| format!("jwt signature verification failed: {reason}");
+    async fn verify_published(&self, token: &Token<'_>, allowed: Option<&[Algorithm]>) -> Result<(), Doubt> {
+        let failed = |reason: &dyn std::fmt::Display| {
+            Doubt::from(format!("jwt signature verification failed: {reason}"))
+        };
         if let Some(keys) = &self.fixed {
             let allowed = |key: &&VerifyingKey| allowed.is_none_or(|some| some.contains(&key.algorithm()));
             return match keys.iter().filter(allowed).any(|key| key.accepts(token)) {
@@ -124,10 +124,7 @@ impl Verifier {
                 false => Err(failed(&Unverified::Signature)),
             };
         }
-        let unavailable = |error: String| {
-            tracing::error!(%error, "openid-connect: no keys to verify tokens with");
-            "the keys of the provider are unavailable".to_owned()
-        };
+        let unavailable = |error: String| Doubt::caused("the keys of the provider are unavailable", error);
         let keys = self.provider.keys(self.keys_lifetime).await.map_err(unavailable)?;
         let verdict = match keys.verify(token, allowed) {
             // The provider may have changed its keys since.
@@ -212,7 +209,7 @@ impl Verifier {
                     false => Err("the id_token's signature is not ours".into()),
                 }
             }
-            Some(_) => self.verify_published(token, None).await,
+            Some(_) => Ok(self.verify_published(token, None).await?),
         }
     }
 
@@ -257,6 +254,43 @@ impl Verifier {
         let claims = token.claims().ok_or("invalid jwt: its payload is no JSON object")?;
         self.check_time(&claims)?;
         Ok(claims)
+    }
+}
+
+/// Why a token is not believed.
+#[derive(Debug)]
+pub struct Doubt {
+    /// What the client may be told.
+    pub told: String,
+    /// What only the operator is told: what hindered verification.
+    pub cause: Option<String>,
+}
+
+impl Doubt {
+    /// Something else than the token is at fault.
+    pub fn caused(told: &str, cause: impl Into<String>) -> Self {
+        Self { told: told.to_owned(), cause: Some(cause.into()) }
+    }
+}
+
+impl From<String> for Doubt {
+    fn from(told: String) -> Self {
+        Self { told, cause: None }
+    }
+}
+
+impl From<&str> for Doubt {
+    fn from(told: &str) -> Self {
+        told.to_owned().into()
+    }
+}
+
+impl From<Doubt> for String {
+    fn from(doubt: Doubt) -> Self {
+        match doubt.cause {
+            Some(cause) => format!("{}: {cause}", doubt.told),
+            None => doubt.told,
+        }
     }
 }
 
