@@ -5,6 +5,7 @@ Each runner brings the plugins `stop`, `rewrite`, `response` and `inspect`, whic
 tested for it, because the gateway has to live with it.
 """
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -60,8 +61,10 @@ def is_cut(runner, size):
 
 
 def begins(connection, kind, payload):
-    """Sends the beginning of a frame, and no more until somebody has answered."""
-    connection.socket.sendall(gateway.frame(kind, payload)[:ONE_READ])
+    """Sends the beginning of a frame, and no more until somebody has answered. A runner that got less with its only
+    read may have closed before all of it is sent: `ends` sees that as well."""
+    with contextlib.suppress(ConnectionError):
+        connection.socket.sendall(gateway.frame(kind, payload)[:ONE_READ])
 
 
 def ends(connection):
