@@ -1,10 +1,9 @@
 //! The circuit breaker of one process of a runner: one that is dead or hangs costs a few calls, not all of them.
 //!
 //! It opens after a run of calls that did not reach the process, or when the process answers nothing while a call is
-//! under way for long. While it is open no call is made; somebody else
-//! ([`super::watch`]) asks the process whether it is back. If the calls had failed at once, its answer is enough. If they
-//! had hung, a process that answers may hang all the same: then single calls are let through, ever more seldom, and the
-//! first that ends well closes the breaker.
+//! under way for long. While it is open no call is made; somebody else ([`super::watch`]) asks the process whether it is
+//! back. If the calls had failed at once, its answer is enough. If they had hung, a process that answers may hang all the
+//! same: then single calls are let through, ever more seldom, and the first that ends well closes the breaker.
 //!
 //! Pure: time is brought along, in milliseconds of any clock that only goes forward. Invariant: no lock, and a call that
 //! ends well writes nothing while all is well.
@@ -181,8 +180,9 @@ mod tests {
     use super::*;
 
     /// Runs a story of words and shows the state after it. `f` and `h` are calls that failed and hung, `s` one that
-    /// succeeded, `H` a process that was found to hang, `a`, `u` and `g` a process that answered, did not, or is gone; `t` and `x` a call that is let through
-    /// or is not; a number is the time from then on; `<N` a call that failed and had begun at N.
+    /// succeeded, `H` a process that was found to hang, `a`, `u` and `g` one that answered, did not, or is gone; `t` and
+    /// `x` a call that is let through or is not; a number is the time from then on; `<N` a call that failed and had begun
+    /// at N.
     #[track_caller]
     fn check(story: &str, expected: State) {
         let breaker = Breaker::new(Rules { failures: 3, probe: Duration::ZERO });
