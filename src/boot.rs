@@ -473,6 +473,7 @@ fn options(settings: &Settings, draining: Arc<AtomicBool>) -> Result<Options> {
         body_timeout: http.client_body_timeout,
         send_timeout: http.send_timeout,
         max_request_line: MAX_REQUEST_LINE,
+        log_credentials: settings.portcullis.log_credentials,
         max_head: MAX_HEAD,
         draining,
     })

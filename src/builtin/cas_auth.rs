@@ -23,6 +23,7 @@ use crate::{
     net::args,
     plugin::{
         contract,
+        credentials::Place,
         env::{BuildEnv, CheckEnv},
         exchange::Exchange,
         phases::Phases,
@@ -164,6 +165,11 @@ impl contract::Plugin for Plugin {
             },
             max_body: config.max_req_body_size,
         })
+    }
+
+    fn credentials(&self, tell: &mut dyn FnMut(Place<'_>)) {
+        tell(Place::ArgAt("ticket", &self.callback_path));
+        tell(Place::Cookie(&self.cookie_name));
     }
 
     async fn access(&self, x: &mut Exchange<'_>) -> Flow {

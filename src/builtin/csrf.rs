@@ -19,6 +19,7 @@ use super::shared::{auth, base64};
 use crate::{
     plugin::{
         contract,
+        credentials::Place,
         env::BuildEnv,
         exchange::Exchange,
         phases::Phases,
@@ -88,6 +89,11 @@ impl contract::Plugin for Plugin {
             header: HeaderName::try_from(&config.name).ok(),
             name: config.name.into(),
         })
+    }
+
+    fn credentials(&self, tell: &mut dyn FnMut(Place<'_>)) {
+        self.header.iter().for_each(|header| tell(Place::Header(header)));
+        tell(Place::Cookie(&self.name));
     }
 
     async fn access(&self, x: &mut Exchange<'_>) -> Flow {

@@ -3,7 +3,7 @@
 //! APISIX: plugins/http-logger.lua. Invariant: no request waits for the server; see [`super::shared::batch`].
 //!
 //! Differs from APISIX: the text of an error answer is not logged; `Host` has the port where it is not the usual one;
-//! what waits is sent when the process ends; TLS certificates are verified against the system's authorities.
+//! credentials are masked in whole entries; what waits is sent when the process ends; TLS certificates are verified against the system's authorities.
 
 use std::time::Duration;
 

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::shared::{auth, base64, is_secret_ref};
 use crate::plugin::{
     contract::{self, AuthPlugin},
+    credentials::Place,
     env::{BuildEnv, CheckEnv},
     exchange::Exchange,
     phases::Phases,
@@ -122,6 +123,11 @@ impl contract::Plugin for Plugin {
                 .map_err(|_| format!("{forward:?} is no name of a header"))?,
             strict: config.strict,
         })
+    }
+
+    fn credentials(&self, tell: &mut dyn FnMut(Place<'_>)) {
+        self.header.iter().for_each(|header| tell(Place::Header(header)));
+        tell(Place::Header(&self.forward_header));
     }
 
     async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {

@@ -36,6 +36,7 @@ use super::shared::{
 use crate::plugin::{
     consumer::Authenticated,
     contract::{self, AuthPlugin, PublicApi},
+    credentials,
     env::{BuildEnv, CheckEnv},
     exchange::{Exchange, World},
     phases::Phases,
@@ -224,6 +225,12 @@ impl contract::Plugin for Plugin {
 
     fn apis() -> Vec<PublicApi> {
         vec![sign::api()]
+    }
+
+    fn credentials(&self, tell: &mut dyn FnMut(credentials::Place<'_>)) {
+        tell(credentials::Place::Arg(&self.query));
+        tell(credentials::Place::Cookie(&self.cookie));
+        self.header.iter().for_each(|header| tell(credentials::Place::Header(header)));
     }
 
     async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {

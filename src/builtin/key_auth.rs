@@ -10,6 +10,7 @@ use super::shared::auth::{self, Failure, Fallback, QueryValue};
 use crate::plugin::{
     consumer::Authenticated,
     contract::{self, AuthPlugin},
+    credentials,
     env::BuildEnv,
     exchange::Exchange,
     phases::Phases,
@@ -88,6 +89,11 @@ impl contract::Plugin for Plugin {
             hide_credentials: config.hide_credentials,
             fallback: Fallback::new(Self::NAME, "apikey", &config.realm, anonymous, env.compat)?,
         })
+    }
+
+    fn credentials(&self, tell: &mut dyn FnMut(credentials::Place<'_>)) {
+        tell(credentials::Place::Arg(&self.query));
+        self.header.iter().for_each(|header| tell(credentials::Place::Header(header)));
     }
 
     async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::plugin::{
     contract::{self, Hooks},
+    credentials::Place,
     def::SchemaType,
     env::{BuildEnv, CheckEnv},
     exchange::Exchange,
@@ -69,6 +70,10 @@ impl contract::Plugin for Plugin {
             ways.push((def.name, def.build(conf, &env)?));
         }
         Ok(Self { ways })
+    }
+
+    fn credentials(&self, tell: &mut dyn FnMut(Place<'_>)) {
+        self.ways.iter().for_each(|(_, way)| way.credentials(tell));
     }
 
     async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {

@@ -45,6 +45,7 @@ use crate::{
     plugin::{
         contract,
         env::{BuildEnv, CheckEnv},
+        credentials::Place,
         exchange::Exchange,
         phases::Phases,
         reply::{CONTINUE, Flow, Reply},
@@ -135,6 +136,21 @@ impl contract::Plugin for Plugin {
     }
 
     async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {
+    fn credentials(&self, tell: &mut dyn FnMut(Place<'_>)) {
+        for name in ["code", "state"] {
+            tell(match &self.redirect_path {
+                Some(path) => Place::ArgAt(name, path),
+                None => Place::ArgUnder(name, flow::REDIRECT),
+            });
+        }
+        for name in [&ACCESS_TOKEN, &ID_TOKEN, &REFRESH_TOKEN, &RAW_ID_TOKEN] {
+            tell(Place::Header(name));
+        }
+        if let Some(sessions) = &self.sessions {
+            tell(Place::Cookies(sessions.cookie_name()));
+        }
+    }
+
         match self.authenticate(x).await {
             Ok(()) => CONTINUE,
             Err(reply) => reply.into(),

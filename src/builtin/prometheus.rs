@@ -15,20 +15,17 @@ use pingora::http::ResponseHeader;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::{
-    plugin::{
-        contract::{self, HookFuture, PublicApi},
-        env::{BuildEnv, Carry},
-        exchange::Exchange,
-        metrics::{
-            self, Metrics,
-            http::{Http, Labels, Latency, Options, REQUEST_TYPE, STATUS_LABELS, TRAFFIC_LABELS},
-        },
-        phases::Phases,
-        reply::Reply,
-        request::{RequestCtx, RouteMeta},
+use crate::plugin::{
+    contract::{self, HookFuture, PublicApi},
+    env::{BuildEnv, Carry},
+    exchange::Exchange,
+    metrics::{
+        self, Metrics,
+        http::{Http, Labels, Latency, Options, REQUEST_TYPE, STATUS_LABELS, TRAFFIC_LABELS},
     },
-    vars::var::Lookup,
+    phases::Phases,
+    reply::Reply,
+    request::{RequestCtx, RouteMeta},
 };
 
 const EXPORT_URI: &str = "/apisix/prometheus/metrics";
@@ -112,7 +109,7 @@ impl contract::Plugin for Plugin {
     }
 
     fn apis() -> Vec<PublicApi> {
-        vec![PublicApi { methods: &["GET"], path: EXPORT_URI, handler: export }]
+        vec![PublicApi { methods: &["GET"], path: EXPORT_URI, secret_args: &[], handler: export }]
     }
 
     fn log(&self, x: &mut Exchange<'_>) {
@@ -220,7 +217,7 @@ fn latency(ctx: &RequestCtx) -> Latency {
 }
 
 fn values<'a>(options: &'a Options, x: &'a Exchange<'_>) -> Vec<Cow<'a, str>> {
-    options.extra.iter().map(|(_, var)| Lookup::get(x, var).unwrap_or_default()).collect()
+    options.extra.iter().map(|(_, var)| x.logged(var).unwrap_or_default()).collect()
 }
 
 /// nginx: `$request_length`.

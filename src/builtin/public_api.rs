@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::plugin::{
     contract,
+    credentials::Place,
     env::BuildEnv,
     exchange::Exchange,
     phases::Phases,
@@ -25,6 +26,8 @@ pub struct Config {
 /// The compiled configuration.
 pub struct Plugin {
     uri: Option<Box<str>>,
+    /// What the endpoints take credentials out of: which of them this is for shows only when it is asked for.
+    secret_args: Box<[&'static str]>,
 }
 
 impl contract::Plugin for Plugin {
@@ -37,8 +40,16 @@ impl contract::Plugin for Plugin {
         json!({"type": "object", "properties": {"uri": {"type": "string"}}})
     }
 
-    fn build(config: Config, _env: &BuildEnv<'_>) -> Result<Self, String> {
-        Ok(Self { uri: config.uri.map(String::into_boxed_str) })
+    fn build(config: Config, env: &BuildEnv<'_>) -> Result<Self, String> {
+        let apis = env.registry.all().iter().flat_map(|def| (def.apis)());
+        let mut secret_args: Vec<_> = apis.flat_map(|api| api.secret_args).copied().collect();
+        secret_args.sort_unstable();
+        secret_args.dedup();
+        Ok(Self { uri: config.uri.map(String::into_boxed_str), secret_args: secret_args.into() })
+    }
+
+    fn credentials(&self, tell: &mut dyn FnMut(Place<'_>)) {
+        self.secret_args.iter().for_each(|name| tell(Place::Arg(name)));
     }
 
     async fn access(&self, x: &mut Exchange<'_>) -> Flow {
@@ -77,11 +88,13 @@ mod tests {
         let json = PublicApi {
             methods: &["GET"],
             path: "/json",
+            secret_args: &[],
             handler: |x| Box::pin(async { Reply::json(200, json!({"path": x.path()})).into() }),
         };
         let silent = PublicApi {
             methods: &["GET", "POST"],
             path: "/silent",
+            secret_args: &[],
             handler: |_| Box::pin(async { CONTINUE }),
         };
         Kit::get(target, &[]).api(json).api(silent)

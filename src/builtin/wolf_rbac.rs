@@ -26,6 +26,7 @@ use crate::{
     plugin::{
         consumer::Authenticated,
         contract::{self, AuthPlugin, PublicApi},
+        credentials::Place,
         env::BuildEnv,
         exchange::Exchange,
         phases::Phases,
@@ -37,6 +38,8 @@ use crate::{
 mod endpoints;
 
 const NAME: &str = "wolf-rbac";
+/// The argument that holds a token.
+const ARGUMENT: &str = "rbac_token";
 const TOKEN: HeaderName = HeaderName::from_static("x-rbac-token");
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 const NO_JSON: &str = "check permission failed! parse response json failed!";
@@ -153,6 +156,12 @@ impl contract::Plugin for Plugin {
         endpoints::all()
     }
 
+    fn credentials(&self, tell: &mut dyn FnMut(Place<'_>)) {
+        tell(Place::Arg(ARGUMENT));
+        tell(Place::Header(&TOKEN));
+        tell(Place::Cookie(TOKEN.as_str()));
+    }
+
     async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {
         let (found, token) = match recognise(x) {
             Ok(recognised) => recognised,
@@ -247,7 +256,7 @@ fn recognise<'a>(x: &Exchange<'a>) -> Result<(&'a Authenticated, Token), Reply> 
 
 /// The token of a request. APISIX: `fetch_rbac_token`, `parse_rbac_token`.
 fn token(x: &Exchange<'_>) -> Result<Token, Reply> {
-    let found = x.arg("rbac_token").map(|text| text.into_owned());
+    let found = x.arg(ARGUMENT).map(|text| text.into_owned());
     let found = found.or_else(|| x.header(header::AUTHORIZATION).map(str::to_owned));
     let found = found.or_else(|| x.header(TOKEN).map(str::to_owned));
     let found = found.or_else(|| x.var(&Var::parse("cookie_x-rbac-token")).map(|text| text.into_owned()));

@@ -10,6 +10,9 @@ use crate::net::escape::{Escape, escape_into, unescape_uri};
 /// What ngx_lua shows for an argument without `=`.
 pub const NO_VALUE: &str = "true";
 
+/// What logs show in place of a credential.
+pub const MASK: &str = "***";
+
 /// The decoded pairs of a query string, in order. A value of `None` means there was no `=`.
 pub fn pairs(query: &[u8]) -> impl Iterator<Item = (Cow<'_, str>, Option<Cow<'_, str>>)> {
     raw_pairs(query)
@@ -50,6 +53,27 @@ pub fn encode<'a>(pairs: impl IntoIterator<Item = (&'a str, Option<&'a str>)>) -
         }
     }
     out
+}
+
+/// The query string with [`MASK`] for every value whose name `hides` chooses (decoded); `None` if there is no such value.
+#[must_use]
+pub fn masked(query: &[u8], hides: impl Fn(&str) -> bool) -> Option<Vec<u8>> {
+    let hidden = |(name, value): &(&[u8], Option<&[u8]>)| value.is_some() && hides(&unescape_uri(name));
+    if !raw_pairs(query).any(|pair| hidden(&pair)) {
+        return None;
+    }
+    let mut out = Vec::with_capacity(query.len());
+    for (at, pair) in raw_pairs(query).enumerate() {
+        if at > 0 {
+            out.push(b'&');
+        }
+        out.extend_from_slice(pair.0);
+        if let Some(value) = pair.1 {
+            out.push(b'=');
+            out.extend_from_slice(if hidden(&pair) { MASK.as_bytes() } else { value });
+        }
+    }
+    Some(out)
 }
 
 fn raw_pairs(query: &[u8]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
@@ -100,7 +124,37 @@ mod tests {
         assert_eq!(encode([]), "");
     }
 
+    #[test]
+    fn masks_values() {
+        #[track_caller]
+        fn check(query: &str, expected: Option<&str>) {
+            let masked = masked(query.as_bytes(), |name| name == "k" || name == "a b");
+            assert_eq!(masked.map(|text| String::from_utf8(text).unwrap()).as_deref(), expected, "{query}");
+        }
+        check("", None);
+        check("a=1&b", None);
+        check("K=s", None);
+        check("k", None);
+        check("k=s", Some("k=***"));
+        check("k=", Some("k=***"));
+        check("k=s=t&k=u&&z=%6B", Some("k=***&k=***&&z=%6B"));
+        check("x=1&%6b=s&a+b=t&a%20b=u&y", Some("x=1&%6b=***&a+b=***&a%20b=***&y"));
+        check("k&k=s", Some("k&k=***"));
+    }
+
     proptest! {
+        #[test]
+        fn a_mask_hides_what_find_finds(query in "[kz=&%6b+2]{0,24}", name in "[kz2]{1,2}") {
+            let hidden = masked(query.as_bytes(), |other| other == name);
+            let text = hidden.as_deref().unwrap_or(query.as_bytes());
+            prop_assert!(matches!(find(text, &name), None | Some(None)) || find(text, &name) == Some(Some(MASK.into())));
+            let others = |query: &[u8]| {
+                let kept = pairs(query).filter(|(other, _)| *other != name);
+                kept.map(|(name, value)| (name.into_owned(), value.map(Cow::into_owned))).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(others(text), others(query.as_bytes()));
+        }
+
         #[test]
         fn decode_undoes_encode(
             given in proptest::collection::vec(("[ -~ü]{1,6}", proptest::option::of("[ -~ü]{0,6}")), 0..5)

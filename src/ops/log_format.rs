@@ -6,7 +6,7 @@
 //! Invariant: with [`LogEscape::Default`] and [`LogEscape::Json`] no byte of a request can end a line or a quotation.
 //!
 //! Differs from APISIX: an unknown variable is written as one without a value, where nginx refuses to start; line
-//! ends after the format are left out; `$arg_…` is decoded.
+//! ends after the format are left out; `$arg_…` is decoded; credentials in arguments are masked.
 
 use std::{borrow::Cow, io::Write, net::IpAddr, time::SystemTime};
 
@@ -14,10 +14,7 @@ use crate::{
     net::lossless,
     plugin::{exchange::Exchange, request::Try},
     settings::types::LogEscape,
-    vars::{
-        clock,
-        var::{Lookup, Var},
-    },
+    vars::{clock, var::Var},
 };
 
 /// A compiled format.
@@ -81,7 +78,7 @@ impl Format {
             // nginx's times in the log are those of writing it.
             Var::TimeLocal => out.extend_from_slice(clock::common_log(SystemTime::now()).as_bytes()),
             Var::TimeIso8601 => out.extend_from_slice(clock::iso8601(SystemTime::now()).as_bytes()),
-            Var::RequestLine => self.request_line(out, x),
+            Var::RequestLine => x.logged_request_line().iter().for_each(|part| self.bytes(out, part)),
             Var::ApisixRequestId | Var::RequestId => self.text(out, x.ctx.id()),
             Var::UpstreamAddr => self.tries(out, tries, |out, one| {
                 address(out, one);
@@ -105,25 +102,10 @@ impl Format {
             Var::UpstreamHost if x.ctx.upstream.host.is_none() => {
                 self.text(out, x.http_host().unwrap_or_default())
             }
-            _ => match x.get(var) {
+            _ => match x.logged(var) {
                 Some(text) => self.text(out, &text),
                 None => self.nothing(out),
             },
-        }
-    }
-
-    fn request_line(&self, out: &mut Vec<u8>, x: &Exchange<'_>) {
-        if let Some(line) = &x.ctx.sent_line {
-            return self.bytes(out, line);
-        }
-        let head = x.session.req_header();
-        self.bytes(out, head.method.as_str().as_bytes());
-        out.push(b' ');
-        self.bytes(out, head.raw_path());
-        out.push(b' ');
-        match x.get(&Var::ServerProtocol) {
-            Some(protocol) => self.text(out, &protocol),
-            None => self.nothing(out),
         }
     }
 

@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::{
     contract::Hooks,
+    credentials::Place,
     def::PluginDef,
     env::Origin,
     exchange::Exchange,
@@ -57,6 +58,8 @@ impl Step {
 pub struct Chain {
     steps: Arc<[Arc<Step>]>,
     phases: Phases,
+    /// Whether some step looks for credentials where logs would show them.
+    credentials: bool,
 }
 
 /// Whether a step runs at all beside the chain it yields to. APISIX: `run_policy = "prefer_route"`.
@@ -70,7 +73,9 @@ impl Chain {
     pub fn new(mut steps: Vec<Arc<Step>>) -> Chain {
         steps.sort_by(|a, b| b.priority().cmp(&a.priority()).then_with(|| a.def.name.cmp(b.def.name)));
         let phases = steps.iter().fold(Phases::NONE, |all, step| all.and(step.phases()));
-        Chain { steps: steps.into(), phases }
+        let mut credentials = false;
+        steps.iter().for_each(|step| step.hooks.credentials(&mut |_| credentials = true));
+        Chain { steps: steps.into(), phases, credentials }
     }
 
     /// Whether some step has a hook in this phase.
@@ -91,6 +96,16 @@ impl Chain {
     /// The steps in running order.
     pub fn steps(&self) -> &[Arc<Step>] {
         &self.steps
+    }
+
+    /// Whether some step looks for credentials in places that logs may show.
+    pub(super) fn has_credentials(&self) -> bool {
+        self.credentials
+    }
+
+    /// Tells where the steps look for credentials.
+    pub(super) fn credentials(&self, tell: &mut dyn FnMut(Place<'_>)) {
+        self.steps.iter().for_each(|step| step.hooks.credentials(tell));
     }
 
     /// Whether a plugin takes part.

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::{
     answer::Answer,
+    credentials::Place,
     env::{BuildEnv, CheckEnv},
     exchange::Exchange,
     phases::Phases,
@@ -84,6 +85,9 @@ pub trait Plugin: Send + Sync + Sized + 'static {
     fn phases(&self) -> Phases {
         Self::PHASES
     }
+
+    /// Tells where this configuration looks for credentials in a request: logs show a mask in their place.
+    fn credentials(&self, _tell: &mut dyn FnMut(Place<'_>)) {}
 
     /// Endpoints that become reachable through a route with `public-api`.
     fn apis() -> Vec<PublicApi> {
@@ -168,6 +172,8 @@ pub type HookFuture<'a> = Pin<Box<dyn Future<Output = Flow> + Send + 'a>>;
 pub trait Hooks: Send + Sync {
     /// See [`Plugin::phases`].
     fn phases(&self) -> Phases;
+    /// See [`Plugin::credentials`].
+    fn credentials(&self, tell: &mut dyn FnMut(Place<'_>));
     /// See [`Plugin::rewrite`].
     fn rewrite<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a>;
     /// See [`Plugin::access`].
@@ -187,6 +193,9 @@ pub trait Hooks: Send + Sync {
 impl<P: Plugin> Hooks for P {
     fn phases(&self) -> Phases {
         Plugin::phases(self)
+    }
+    fn credentials(&self, tell: &mut dyn FnMut(Place<'_>)) {
+        Plugin::credentials(self, tell);
     }
     fn rewrite<'a>(&'a self, x: &'a mut Exchange<'_>) -> HookFuture<'a> {
         Box::pin(Plugin::rewrite(self, x))
@@ -232,6 +241,8 @@ pub struct PublicApi {
     pub methods: &'static [&'static str],
     /// Exact path.
     pub path: &'static str,
+    /// Query arguments out of which it takes credentials.
+    pub secret_args: &'static [&'static str],
     /// Answers the request; a `Continue` is taken as 200 without a body.
     pub handler: for<'a> fn(&'a mut Exchange<'_>) -> HookFuture<'a>,
 }

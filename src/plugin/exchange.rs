@@ -8,6 +8,7 @@ use pingora_proxy::Session;
 
 use super::{
     body,
+    chain::Chain,
     consumer::{Authenticated, Consumer},
     contract::PublicApi,
     env::Carry,
@@ -62,12 +63,14 @@ pub struct Exchange<'a> {
     pub world: &'a dyn World,
     /// Which plugin instance is running, for [`Exchange::local`].
     pub(super) running: usize,
+    /// In the log phase: the chains whose credentials no log is to show.
+    pub(super) masks: Option<[&'a Chain; 2]>,
 }
 
 impl<'a> Exchange<'a> {
     /// Puts the parts together for one phase.
     pub fn new(session: &'a mut Session, ctx: &'a mut RequestCtx, world: &'a dyn World) -> Self {
-        Self { session, ctx, world, running: 0 }
+        Self { session, ctx, world, running: 0, masks: None }
     }
 
     /// The APISIX whose texts are spoken.

@@ -106,13 +106,7 @@ impl Exchange<'_> {
         Some(match var {
             Var::RequestUri => self.request_uri(),
             Var::RealRequestUri => lossless::from_bytes(head.raw_path()),
-            Var::RequestLine => match &self.ctx.sent_line {
-                Some(line) => lossless::from_bytes(line).into_owned().into(),
-                None => {
-                    let target = lossless::from_bytes(head.raw_path());
-                    format!("{} {target} {}", head.method, protocol(head.version)).into()
-                }
-            },
+            Var::RequestLine => lossless::from_bytes(&self.request_line().concat()).into_owned().into(),
             Var::IsArgs => if self.args().is_empty() { "" } else { "?" }.into(),
             Var::Scheme => self.ctx.scheme.into(),
             Var::Https => if self.ctx.scheme == "https" { "on" } else { "" }.into(),
@@ -205,6 +199,16 @@ impl Exchange<'_> {
             Var::UpstreamHttp(name) if upstream.answered => find_header(&sent?.headers, name),
             _ => None,
         }
+    }
+
+    /// `$request` in pieces, to be written one after the other.
+    pub(super) fn request_line(&self) -> [&[u8]; 5] {
+        if let Some(line) = &self.ctx.sent_line {
+            return [line, b"", b"", b"", b""];
+        }
+        let head = self.session.req_header();
+        let protocol = protocol(head.version).as_bytes();
+        [head.method.as_str().as_bytes(), b" ", head.raw_path(), b" ", protocol]
     }
 
     /// `$request_uri` as APISIX restates it: the normalised path with the query.

@@ -7,6 +7,7 @@ pub mod body;
 pub mod chain;
 pub mod consumer;
 pub mod contract;
+pub mod credentials;
 pub mod def;
 pub mod env;
 pub mod exchange;

@@ -27,6 +27,9 @@ pub fn finish(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) {
     }
     let Some(snapshot) = ctx.snapshot.clone() else { return };
     let mut x = Exchange::new(session, &mut ctx.request, &*snapshot);
+    if !gateway.options.log_credentials {
+        x.mask([&snapshot.global, &ctx.chain]);
+    }
     snapshot.global.log(&mut x, Some(&ctx.chain));
     ctx.chain.log(&mut x, None);
     if let Some(log) = &gateway.access_log {

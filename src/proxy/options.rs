@@ -41,6 +41,8 @@ pub struct Options {
     pub draining: Arc<AtomicBool>,
     /// Longest request line, in bytes; nginx: one of `large_client_header_buffers`.
     pub max_request_line: usize,
+    /// Whether logs show credentials.
+    pub log_credentials: bool,
     /// Longest request head, in bytes; nginx: all of `large_client_header_buffers`.
     pub max_head: usize,
 }

@@ -102,6 +102,7 @@ pub(super) fn options() -> Options {
         send_timeout: Duration::from_secs(10),
         draining: Arc::default(),
         max_request_line: 8 << 10,
+        log_credentials: false,
         max_head: 32 << 10,
     }
 }

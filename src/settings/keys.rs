@@ -324,5 +324,6 @@ pub const SETTINGS: &[Setting] = &[
     key("portcullis.pid_file", Kind::Text, "null", "absent: portcullis.pid in data_dir"),
     key("portcullis.upgrade_sock", Kind::Text, "null", "hands listeners to a new process; absent: upgrade.sock in data_dir"),
     key("portcullis.debug_auth", Kind::Bool, "false", "X-Portcullis-Refused: PLUGIN: REASON on what a plugin refuses"),
+    key("portcullis.log_credentials", Kind::Bool, "false", "true: logs show credentials in arguments and headers, as APISIX's do"),
     show("portcullis.request_body_buffer_max", Kind::Size, "\"64m\"", "memory for the body of one request a plugin reads; larger: 413"),
 ];

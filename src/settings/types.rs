@@ -503,6 +503,8 @@ pub struct Portcullis {
     pub(super) upgrade_sock: Option<String>,
     /// A response header that tells which plugin refused the request and why.
     pub debug_auth: bool,
+    /// Logs show credentials where APISIX does: in arguments, and in the headers of log entries.
+    pub log_credentials: bool,
     /// Largest request body held in memory for plugins, in bytes.
     pub request_body_buffer_max: u64,
 }

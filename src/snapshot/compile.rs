@@ -12,6 +12,7 @@ use crate::{
         answer::Answer,
         chain::{Chain, Step},
         contract::{HookFuture, Hooks, PublicApi},
+        credentials::Place,
         def::PluginDef,
         env::{BuildEnv, Carry, Origin, Registry},
         exchange::Exchange,
@@ -203,6 +204,7 @@ impl Hooks for Disabled {
     fn phases(&self) -> Phases {
         Phases::NONE
     }
+    fn credentials(&self, _: &mut dyn FnMut(Place<'_>)) {}
     fn rewrite<'a>(&'a self, _: &'a mut Exchange<'_>) -> HookFuture<'a> {
         Box::pin(async { CONTINUE })
     }

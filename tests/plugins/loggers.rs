@@ -121,6 +121,60 @@ fn only_the_consumer_s_requests() {
     }
 }
 
+/// What logs show of a request that brought a key in every place there is: the entry, the line of the access log, and
+/// all they have of others, too.
+fn logged(raw: bool) -> (Value, String, String) {
+    let (upstream, collector) = (Upstream::echo(), collector());
+    let logger = json!({"uri": format!("http://{}", collector.node()), "batch_max_size": 1});
+    // Who is refused before anybody looked for a key is logged, too.
+    let early =
+        json!({"ip-restriction": {"blacklist": ["127.0.0.1"]}, "key-auth": {}, "http-logger": logger});
+    let routes = json!([
+        {"id": "1", "uri": "/a", "plugins": {"key-auth": {}, "http-logger": logger}, "upstream": upstream.resource()},
+        {"id": "2", "uri": "/early", "plugins": early, "upstream": upstream.resource()},
+    ]);
+    let consumers = json!([{"username": "a", "plugins": {"key-auth": {"key": "k-s3cr3t"}}}]);
+    let gateway = Setup::file(json!({"routes": routes, "consumers": consumers}))
+        .set("portcullis.log_credentials", raw)
+        .set("nginx_config.http.access_log_format", "$request|$request_uri|$args|$arg_apikey|$http_referer")
+        .start();
+    gateway.get("/early?apikey=k-s3cr3t").expect(403);
+    let request = gateway.request("GET", "/a?x=1&apikey=k-s3cr3t").header("apikey", "k-s3cr3t");
+    let request = request.header("Authorization", "Basic czNjcjN0");
+    request.header("Referer", "http://a.com/?apikey=k-s3cr3t").send().expect(200);
+    assert_eq!(upstream.last().target, "/a?x=1&apikey=k-s3cr3t", "the upstream sees what was sent");
+    let entries = collected(&collector, 2);
+    let lines = || std::fs::read_to_string(gateway.path("logs/access.log")).unwrap_or_default();
+    eventually("the lines are written", || lines().lines().count() == 2);
+    let all = format!("{entries:?}{}", lines());
+    let ours = |entry: &Value| at(entry, "/request/uri").as_str().is_some_and(|uri| uri.starts_with("/a?"));
+    let entry = entries.into_iter().find(ours).expect("an entry of the request");
+    let line = lines().lines().find(|line| line.starts_with("GET /a?")).expect("a line of it").to_owned();
+    (entry, line, all)
+}
+
+#[test]
+fn credentials_are_masked() {
+    let (entry, line, all) = logged(false);
+    assert_eq!(at(&entry, "/request/uri"), "/a?x=1&apikey=***");
+    assert_eq!(at(&entry, "/request/querystring"), &json!({"x": "1", "apikey": "***"}));
+    assert_eq!(at(&entry, "/request/headers/apikey"), "***");
+    assert_eq!(at(&entry, "/request/headers/authorization"), "***");
+    assert!(!all.contains("s3cr3t") && !all.contains("czNjcjN0"), "{all}");
+    let expected =
+        "GET /a?x=1&apikey=*** HTTP/1.1|/a?x=1&apikey=***|x=1&apikey=***|***|http://a.com/?apikey=***";
+    assert_eq!(line, expected);
+}
+
+#[test]
+fn credentials_are_shown_where_the_operator_wants_them() {
+    let (entry, line, _) = logged(true);
+    assert_eq!(at(&entry, "/request/uri"), "/a?x=1&apikey=k-s3cr3t");
+    assert_eq!(at(&entry, "/request/headers/apikey"), "k-s3cr3t");
+    assert_eq!(at(&entry, "/request/headers/authorization"), "Basic czNjcjN0");
+    assert!(line.starts_with("GET /a?x=1&apikey=k-s3cr3t HTTP/1.1|"), "{line}");
+}
+
 #[test]
 fn a_collector_that_fails_is_asked_again_and_delays_nobody() {
     let upstream = Upstream::echo();
@@ -142,6 +196,33 @@ fn a_collector_that_fails_is_asked_again_and_delays_nobody() {
         let text = metrics.expect(200).text();
         text.contains("portcullis_log_entries_dropped_total{plugin=\"http-logger\",reason=\"failed\"} ")
     });
+}
+
+/// The collector takes what it gets and never answers: what no longer fits into the queue is dropped and counted, and
+/// no request waits.
+#[test]
+fn a_full_queue_drops_and_counts() {
+    let upstream = Upstream::echo();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("http://{}", silent.local_addr().unwrap());
+    let mut given = resources(&upstream, json!({"uri": uri, "batch_max_size": 1, "timeout": 600}));
+    given["plugin_metadata"] = json!([{"id": "http-logger", "max_pending_entries": 3}]);
+    let gateway = Gateway::file(given);
+    let dropped = || {
+        let metrics = Request::new(gateway.ports.metrics, "GET", "/apisix/prometheus/metrics").send();
+        let text = metrics.expect(200).text();
+        let line = text.lines().find_map(|line| {
+            line.strip_prefix(
+                "portcullis_log_entries_dropped_total{plugin=\"http-logger\",reason=\"backlog\"} ",
+            )
+        });
+        line.map_or(0, |count| count.parse::<u32>().expect("a count"))
+    };
+    assert_eq!(dropped(), 0);
+    for _ in 0..20 {
+        gateway.get("/").expect(200);
+    }
+    eventually("entries are dropped", || dropped() >= 16);
 }
 
 /// What waits leaves when the process ends, whatever the way.

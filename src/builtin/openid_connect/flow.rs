@@ -457,7 +457,7 @@ impl Plugin {
 }
 
 /// What is appended to a path for its redirect address. APISIX: openid-connect.lua rewrite.
-const REDIRECT: &str = "/.apisix/redirect";
+pub(super) const REDIRECT: &str = "/.apisix/redirect";
 
 /// Path of the request as it was sent.
 pub(super) fn raw_path<'x>(x: &'x Exchange<'_>) -> &'x str {

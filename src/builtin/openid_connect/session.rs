@@ -218,6 +218,11 @@ impl Sessions {
     }
 
     /// lua-resty-session: `session`, `session2`, `session3`…
+    /// The name of the session's cookie, with which those of further chunks and of logins under way begin.
+    pub fn cookie_name(&self) -> &str {
+        &self.name
+    }
+
     fn chunk_name(&self, number: usize) -> String {
         if number == 1 { self.name.to_string() } else { format!("{}{number}", self.name) }
     }

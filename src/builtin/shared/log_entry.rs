@@ -3,10 +3,10 @@
 //! Either the whole of it in APISIX's shape, or what `log_format` asks for. An entry is a JSON object made in the log
 //! phase, when the client has its answer.
 //!
-//! An entry has the headers of the request as the upstream saw them, credentials included, as in APISIX: where that
-//! must not be, ask for single fields with `log_format`.
+//! An entry has the headers of the request as the upstream saw them.
 //!
-//! Differs from APISIX: text that is not UTF-8 is made so.
+//! Differs from APISIX: credentials in them are masked, unless `portcullis.log_credentials` is on; text that is not UTF-8
+//! is made so.
 
 use std::{
     borrow::Cow,
@@ -330,12 +330,15 @@ impl View<'_, '_> {
         match var {
             // The numbers among APISIX's variables; all others are texts there, too.
             Var::Status | Var::RequestLength | Var::BytesSent => self.x.var(var).map(|text| number(&text)),
-            _ => self.x.value(var).map(lua_value),
+            Var::PostArg(_) | Var::PostArgPath { .. } | Var::GraphqlRootFields => {
+                self.x.value(var).map(lua_value)
+            }
+            _ => self.text(var),
         }
     }
 
     fn text(&self, var: &Var) -> Option<Value> {
-        self.x.var(var).map(|text| Value::String(lossless_text(&text)))
+        self.x.logged(var).map(|text| Value::String(lossless_text(&text)))
     }
 
     /// The body as far as it was read and is wanted.
@@ -379,15 +382,15 @@ impl View<'_, '_> {
 
     fn request(&self) -> Map<String, Value> {
         let x = self.x;
-        let var = |var: Var| x.var(&var).map(|text| lossless_text(&text)).unwrap_or_default();
+        let var = |var: Var| x.logged(&var).map(|text| lossless_text(&text)).unwrap_or_default();
         let uri = var(Var::RequestUri);
         let url = format!("{}://{}:{}{uri}", var(Var::Scheme), var(Var::Host), var(Var::ServerPort));
         let mut request = Map::new();
         request.insert("url".into(), url.into());
         request.insert("uri".into(), uri.into());
         request.insert("method".into(), x.session.req_header().method.as_str().into());
-        request.insert("headers".into(), headers(&x.session.req_header().headers));
-        request.insert("querystring".into(), query(x.args()));
+        request.insert("headers".into(), headers(x, &x.session.req_header().headers));
+        request.insert("querystring".into(), query(&var(Var::Args)));
         request.insert("size".into(), number(&var(Var::RequestLength)));
         if self.rules.request_body.wanted(x) {
             insert(&mut request, "body", self.request_body().map(Value::String));
@@ -399,7 +402,8 @@ impl View<'_, '_> {
         let head = self.x.session.response_written();
         let mut response = Map::new();
         response.insert("status".into(), json!(self.x.ctx.status.unwrap_or_default()));
-        response.insert("headers".into(), head.map_or_else(|| json!({}), |head| headers(&head.headers)));
+        response
+            .insert("headers".into(), head.map_or_else(|| json!({}), |head| headers(self.x, &head.headers)));
         response.insert("size".into(), number(&self.x.var(&Var::BytesSent).unwrap_or_default()));
         insert(&mut response, "body", self.response_body.map(|body| text(body).into()));
         response
@@ -442,9 +446,10 @@ fn lua_value(value: lua::Value<'_>) -> Value {
 }
 
 /// Names in lower case; one that stands more than once has a list. nginx: `ngx.req.get_headers`.
-fn headers(map: &HeaderMap) -> Value {
+fn headers(x: &Exchange<'_>, map: &HeaderMap) -> Value {
     let one = |name: &http::HeaderName| {
-        let mut values = map.get_all(name).iter().map(|value| text(value.as_bytes()).into_owned());
+        let shown = |value: &http::HeaderValue| x.logged_header(name, &text(value.as_bytes())).into_owned();
+        let mut values = map.get_all(name).iter().map(shown);
         let first = values.next().unwrap_or_default();
         let mut rest: Vec<String> = values.collect();
         if rest.is_empty() {

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Credential, NAME, Token, token};
+use super::{ARGUMENT, Credential, NAME, Token, token};
 use crate::{
     builtin::shared::http_call::Call,
     net::args,
@@ -22,16 +22,19 @@ pub(super) fn all() -> Vec<PublicApi> {
         PublicApi {
             methods: &["POST"],
             path: "/apisix/plugin/wolf-rbac/login",
+            secret_args: &[],
             handler: |x| Box::pin(async { flow(login(x).await) }),
         },
         PublicApi {
             methods: &["PUT"],
             path: "/apisix/plugin/wolf-rbac/change_pwd",
+            secret_args: &[ARGUMENT],
             handler: |x| Box::pin(async { flow(change_password(x).await) }),
         },
         PublicApi {
             methods: &["GET"],
             path: "/apisix/plugin/wolf-rbac/user_info",
+            secret_args: &[ARGUMENT],
             handler: |x| Box::pin(async { flow(user_info(x).await) }),
         },
     ]
