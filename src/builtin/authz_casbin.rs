@@ -24,7 +24,7 @@ use crate::plugin::{
     env::{BuildEnv, CheckEnv},
     exchange::Exchange,
     phases::Phases,
-    reply::{CONTINUE, Flow, Reply},
+    reply::{CONTINUE, Class, Flow, Reply},
 };
 
 /// Decisions that are remembered, each way: a policy is immutable, so they stay true.
@@ -110,7 +110,8 @@ impl contract::Plugin for Plugin {
 
     async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {
         let Some(rules) = &self.rules else {
-            return Reply::status(503).because("not enough configuration to create enforcer").into();
+            let reply = Reply::status(503).because("not enough configuration to create enforcer");
+            return reply.classed(Class::Internal).into();
         };
         let user = self.user(x);
         match rules.allow(&user, x.path(), x.method().as_str()) {

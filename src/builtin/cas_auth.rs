@@ -194,6 +194,9 @@ impl contract::Plugin for Plugin {
     }
 }
 
+/// What kind of reason there is not to let somebody in, and which.
+type Refusal = (Class, String);
+
 impl Plugin {
     /// Sends the browser to the CAS server.
     fn log_in(&self, x: &mut Exchange<'_>) -> Flow {
@@ -207,14 +210,16 @@ impl Plugin {
 
     /// The browser is back, with a ticket.
     async fn callback(&self, x: &mut Exchange<'_>, ticket: &str) -> Flow {
-        let refuse =
-            |message: &str, reason: String| -> Flow { Reply::message(401, message).because(reason).into() };
+        let refuse = |message: &str, class, reason: String| -> Flow {
+            Reply::message(401, message).because(reason).classed(class).into()
+        };
         let wanted = cookie::find(x, REQUEST_URI).and_then(|signed| verify(&self.secret, signed));
         let Some(wanted) = wanted.filter(|wanted| is_safe_redirect(wanted)) else {
-            return refuse("invalid callback state", "missing or invalid initiation cookie".into());
+            let reason = "missing or invalid initiation cookie";
+            return refuse("invalid callback state", Class::Missing, reason.into());
         };
         if !is_ticket(ticket) {
-            return refuse("invalid ticket", "the ticket holds what no ticket does".into());
+            return refuse("invalid ticket", Class::Malformed, "the ticket holds what no ticket does".into());
         }
         let begun = match self.validate(x, ticket).await {
             Ok(user) => self.begin(x, ticket, &user),
@@ -225,35 +230,38 @@ impl Plugin {
                 self.set_cookie(x, REQUEST_URI, "deleted; Max-Age=0");
                 found(&wanted)
             }
-            Err(reason) => refuse("invalid ticket", reason),
+            Err((class, reason)) => refuse("invalid ticket", class, reason),
         }
     }
 
     /// Asks the CAS server whose ticket it is (CAS protocol §2.5).
-    async fn validate(&self, x: &Exchange<'_>, ticket: &str) -> Result<String, String> {
+    async fn validate(&self, x: &Exchange<'_>, ticket: &str) -> Result<String, Refusal> {
+        let unavailable = |reason: String| (Class::Unavailable, reason);
         let service = self.service(x);
         let arguments = args::encode([("ticket", Some(ticket)), ("service", Some(service.as_str()))]);
         let url = format!("{}/serviceValidate?{arguments}", self.idp_uri);
-        let answer = self.client.send(Call::get(url)).await.map_err(|error| error.to_string())?;
+        let answer =
+            self.client.send(Call::get(url)).await.map_err(|error| unavailable(error.to_string()))?;
         if answer.status != 200 {
-            return Err(format!("serviceValidate answers status {}", answer.status.as_u16()));
+            return Err(unavailable(format!("serviceValidate answers status {}", answer.status.as_u16())));
         }
         let body = String::from_utf8_lossy(&answer.body);
         if !body.contains("<cas:authenticationSuccess>") {
-            return Err("serviceValidate did not return authenticationSuccess".into());
+            return Err((Class::Wrong, "serviceValidate did not return authenticationSuccess".into()));
         }
         between(&body, "<cas:user>", "</cas:user>")
             .map(str::to_owned)
-            .ok_or_else(|| "serviceValidate names no user".into())
+            .ok_or_else(|| unavailable("serviceValidate names no user".into()))
     }
 
-    fn begin(&self, x: &mut Exchange<'_>, ticket: &str, user: &str) -> Result<(), String> {
+    fn begin(&self, x: &mut Exchange<'_>, ticket: &str, user: &str) -> Result<(), Refusal> {
         let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(|error| format!("no random numbers: {error}"))?;
+        getrandom::fill(&mut random)
+            .map_err(|error| (Class::Internal, format!("no random numbers: {error}")))?;
         let id = base64::encode_url(&random);
         // A ticket is good for one session: the CAS server took it once, and so do we.
         if !self.sessions.add(&self.ticket_key(ticket), &id) {
-            return Err("the same ticket was validated twice".into());
+            return Err((Class::Wrong, "the same ticket was validated twice".into()));
         }
         self.sessions.add(&self.id_key(&id), &format!("{ticket}|{user}"));
         self.set_cookie(x, &self.cookie_name, &id);

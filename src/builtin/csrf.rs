@@ -111,7 +111,7 @@ impl contract::Plugin for Plugin {
         }
         match self.judge(kept, now()) {
             Ok(()) => CONTINUE,
-            Err(reason) => Reply::error_msg(401, UNSIGNED).because(reason).into(),
+            Err((class, reason)) => Reply::error_msg(401, UNSIGNED).because(reason).classed(class).into(),
         }
     }
 
@@ -150,17 +150,19 @@ impl Plugin {
     }
 
     /// Whether the token is ours and not too old; else why not.
-    fn judge(&self, token: &str, now: i64) -> Result<(), &'static str> {
-        let text = base64::decode(token.as_bytes()).ok_or("csrf token base64 decode error")?;
-        let token: Token = serde_json::from_slice(&text).map_err(|_| "the csrf token is no such JSON")?;
+    fn judge(&self, token: &str, now: i64) -> Result<(), (Class, &'static str)> {
+        let text =
+            base64::decode(token.as_bytes()).ok_or((Class::Malformed, "csrf token base64 decode error"))?;
+        let token: Token = serde_json::from_slice(&text)
+            .map_err(|_| (Class::Malformed, "the csrf token is no such JSON"))?;
         if self.expires > 0 && now as f64 - token.expires > self.expires as f64 {
-            return Err("token has expired");
+            return Err((Class::Expired, "token has expired"));
         }
         let own = self.sign(&lua::number_text(token.random), &lua::number_text(token.expires));
         if bool::from(own.as_bytes().ct_eq(token.sign.as_bytes())) {
             Ok(())
         } else {
-            Err("Invalid signatures")
+            Err((Class::Wrong, "Invalid signatures"))
         }
     }
 
@@ -224,17 +226,17 @@ mod tests {
         let plugin = plugin();
         let token = plugin.token(1000).unwrap();
         assert_eq!(plugin.judge(&token, 1000 + 7200), Ok(()));
-        assert_eq!(plugin.judge(&token, 1000 + 7201), Err("token has expired"));
+        assert_eq!(plugin.judge(&token, 1000 + 7201), Err((Class::Expired, "token has expired")));
         let forever: Plugin = testing::plugin(json!({"key": "unique", "expires": 0}));
         assert_eq!(forever.judge(&token, i64::from(u32::MAX)), Ok(()));
         let other: Plugin = testing::plugin(json!({"key": "other"}));
-        assert_eq!(other.judge(&token, 1000), Err("Invalid signatures"));
-        assert_eq!(plugin.judge("!", 0), Err("csrf token base64 decode error"));
+        assert_eq!(other.judge(&token, 1000), Err((Class::Wrong, "Invalid signatures")));
+        assert_eq!(plugin.judge("!", 0), Err((Class::Malformed, "csrf token base64 decode error")));
         for odd in
             ["{}", "1", "null", r#"{"random":"1","expires":1,"sign":""}"#, r#"{"random":1,"expires":1}"#]
         {
             let judged = plugin.judge(&base64::encode(odd.as_bytes()), 0);
-            assert_eq!(judged, Err("the csrf token is no such JSON"), "{odd}");
+            assert_eq!(judged, Err((Class::Malformed, "the csrf token is no such JSON")), "{odd}");
         }
         assert_ne!(plugin.token(1000), plugin.token(1000));
     }

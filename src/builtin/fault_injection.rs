@@ -14,7 +14,7 @@ use crate::{
         env::{BuildEnv, CheckEnv},
         exchange::Exchange,
         phases::Phases,
-        reply::{CONTINUE, Flow, Reply},
+        reply::{CONTINUE, Class, Flow, Reply},
     },
     vars::{expr::Expr, template::Template},
 };
@@ -182,7 +182,7 @@ impl Abort {
                 reply = reply.with_header(name.clone(), fields::value(&text));
             }
         }
-        reply.because("injected fault")
+        reply.because("injected fault").classed(Class::Other)
     }
 }
 

@@ -298,6 +298,7 @@ impl Plugin {
         if status > 599 {
             return Reply::status(self.status_on_error)
                 .because(format!("the authorization service answered {status}"))
+                .classed(Class::Unavailable)
                 .into();
         }
         for name in &self.to_client {

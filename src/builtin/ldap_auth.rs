@@ -188,7 +188,7 @@ impl Plugin {
             .ok_or_else(|| Failure::malformed(MALFORMED, "Split authorization err: invalid decoded data"))?;
         let (Ok(username), Ok(password)) = (std::str::from_utf8(&username), std::str::from_utf8(&password))
         else {
-            return Err(Failure::wrong(DENIED, "name or password is not UTF-8"));
+            return Err(Failure::malformed(DENIED, "name or password is not UTF-8"));
         };
         if password.is_empty() {
             return Err(Failure::wrong(DENIED, "an empty password is not sent to the directory"));

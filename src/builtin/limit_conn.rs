@@ -166,7 +166,7 @@ impl Plugin {
     async fn enter(&self, claim: &Claim, x: &mut Exchange<'_>) -> Flow {
         let room = claim.conn.saturating_add(claim.burst);
         let Some(open) = Permit::take(&self.connections, claim.key, room, x) else {
-            return self.rejection.reply().into();
+            return self.rejection.reply("too many requests at once").into();
         };
         if open <= claim.conn {
             return CONTINUE;

@@ -250,7 +250,10 @@ impl Plugin {
             remaining.set(verdict.remaining.into(), x);
             reset.set(hundredths(verdict.reset), x);
         }
-        if verdict.accepted { CONTINUE } else { self.rejection.reply().into() }
+        if verdict.accepted {
+            return CONTINUE;
+        }
+        self.rejection.reply("the count of the time window is used up").into()
     }
 
     fn degrade(&self, why: String) -> Flow {

@@ -110,7 +110,7 @@ impl contract::Plugin for Plugin {
         let now = counter::now();
         let Some(delay) = self.buckets.update(key, now, |bucket| bucket.incoming(self.rate, self.burst, now))
         else {
-            return self.rejection.reply().into();
+            return self.rejection.reply("requests come faster than the rate and burst allow").into();
         };
         if self.waits && delay >= SHORTEST_WAIT {
             tokio::time::sleep(Duration::try_from_secs_f64(delay).unwrap_or(Duration::MAX)).await;

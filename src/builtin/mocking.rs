@@ -18,7 +18,7 @@ use crate::{
         env::{BuildEnv, CheckEnv},
         exchange::Exchange,
         phases::Phases,
-        reply::{Flow, Reply},
+        reply::{Class, Flow, Reply},
     },
     schema::lua,
     vars::{template::Template, var::Var},
@@ -160,7 +160,8 @@ impl contract::Plugin for Plugin {
         {
             return reply.into();
         }
-        let mut reply = Reply::bytes(self.status, self.body.render(x));
+        let reply = Reply::bytes(self.status, self.body.render(x));
+        let mut reply = reply.because("made-up answer").classed(Class::Other);
         reply.headers.push((header::CONTENT_TYPE, self.content_type.clone()));
         if let Some(mock_by) = &self.mock_by {
             reply.headers.push((header::HeaderName::from_static("x-mock-by"), mock_by.clone()));

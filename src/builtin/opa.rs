@@ -309,7 +309,7 @@ impl Decision {
             Some(Value::String(text)) => Reply::bytes(status, text.clone()),
             Some(other) => Reply::bytes(status, other.to_string()),
         };
-        reply.because("the policy does not allow it").into()
+        reply.because("the policy does not allow it").classed(Class::Forbidden).into()
     }
 }
 

@@ -19,6 +19,7 @@
 mod bearer;
 pub mod config;
 mod endpoint;
+mod fault;
 mod flow;
 pub mod provider;
 pub mod session;
@@ -44,8 +45,8 @@ use super::shared::{jwt, memo::Memo};
 use crate::{
     plugin::{
         contract,
-        env::{BuildEnv, CheckEnv},
         credentials::Place,
+        env::{BuildEnv, CheckEnv},
         exchange::Exchange,
         phases::Phases,
         reply::{CONTINUE, Flow, Reply},
@@ -135,7 +136,6 @@ impl contract::Plugin for Plugin {
         })
     }
 
-    async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {
     fn credentials(&self, tell: &mut dyn FnMut(Place<'_>)) {
         for name in ["code", "state"] {
             tell(match &self.redirect_path {
@@ -151,6 +151,7 @@ impl contract::Plugin for Plugin {
         }
     }
 
+    async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {
         match self.authenticate(x).await {
             Ok(()) => CONTINUE,
             Err(reply) => reply.into(),

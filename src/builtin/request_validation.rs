@@ -22,7 +22,7 @@ use crate::{
         env::{BuildEnv, CheckEnv},
         exchange::Exchange,
         phases::Phases,
-        reply::{CONTINUE, Flow, Reply},
+        reply::{CONTINUE, Class, Flow, Reply},
     },
     schema::{Schema, cjson},
 };
@@ -179,7 +179,7 @@ impl Plugin {
     /// The refusal whose body is the reason, unless the configuration has one.
     fn refuse(&self, reason: String) -> Reply {
         let text = self.message.as_deref().unwrap_or(&reason).to_owned();
-        Reply::bytes(self.status, text).because(reason)
+        Reply::bytes(self.status, text).because(reason).classed(Class::Malformed)
     }
 
     /// The refusal that tells no reason.
@@ -188,7 +188,7 @@ impl Plugin {
             Some(message) => Reply::bytes(self.status, message.to_owned()),
             None => Reply::status(self.status),
         };
-        reply.because(reason)
+        reply.because(reason).classed(Class::Malformed)
     }
 }
 

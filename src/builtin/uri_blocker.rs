@@ -12,7 +12,7 @@ use crate::{
         env::{BuildEnv, CheckEnv},
         exchange::Exchange,
         phases::Phases,
-        reply::{CONTINUE, Flow, Reply},
+        reply::{CONTINUE, Class, Flow, Reply},
     },
     schema::pattern::Pattern,
 };
@@ -90,11 +90,11 @@ impl contract::Plugin for Plugin {
         if !self.rules.is_match(&target) {
             return CONTINUE;
         }
-        match &self.rejected_msg {
+        let reply = match &self.rejected_msg {
             Some(text) => Reply::error_msg(self.rejected_code, &**text),
             None => Reply::status(self.rejected_code),
-        }
-        .into()
+        };
+        reply.because("the address matches a block rule").classed(Class::Forbidden).into()
     }
 }
 

@@ -617,6 +617,8 @@ fn bearer_tokens_are_verified_with_a_configured_key() {
         assert!(challenge.contains(reason), "{challenge}");
     };
     refused(json!({"exp": now - 10}), "JWT expired");
+    let log = login.gateway.stderr();
+    assert!(log.contains("class=\"expired\""), "who was right at another time is counted so: {log}");
     refused(json!({"nbf": now + 600}), "not yet valid");
     refused(json!({"iss": "others"}), "Claim 'iss' returned failure");
     let response = login.bearer(&sign(json!({"iss": "us"}))).expect(401);

@@ -84,7 +84,7 @@ impl Plugin {
         challenged(&format!(
             "Bearer realm=\"{realm}\", error=\"invalid_token\", error_description=\"{told}\""
         ))
-        .classed(if doubt.cause.is_some() { Class::Unavailable } else { Class::Wrong })
+        .classed(doubt.class)
         .because(format!("OIDC token refused: {}", String::from(doubt)))
     }
 

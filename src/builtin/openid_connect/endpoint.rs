@@ -10,12 +10,16 @@ use sha2::{Digest, Sha256};
 
 use super::{
     config::Config,
+    fault::Fault,
     provider::{Discovery, call_options},
 };
-use crate::builtin::shared::{
-    base64,
-    http_call::{Answer, Call, Client},
-    jwt::key::{Algorithm, SigningKey},
+use crate::{
+    builtin::shared::{
+        base64,
+        http_call::{Answer, Call, Client},
+        jwt::key::{Algorithm, SigningKey},
+    },
+    plugin::reply::Class,
 };
 
 const DPOP: HeaderName = HeaderName::from_static("dpop");
@@ -99,7 +103,7 @@ impl Endpoints {
     ///
     /// # Errors
     /// Why there are no tokens.
-    pub async fn token(&self, discovery: &Discovery, fields: Fields) -> Result<Map<String, Value>, String> {
+    pub async fn token(&self, discovery: &Discovery, fields: Fields) -> Result<Map<String, Value>, Fault> {
         let endpoint = discovery.token_endpoint.as_deref().ok_or("no endpoint URI for token")?;
         let answer = self.post(endpoint, fields, self.token_method(discovery), HeaderMap::new(), true).await;
         document("token", answer)
@@ -115,7 +119,7 @@ impl Endpoints {
         endpoint: Option<&str>,
         method: Option<&str>,
         fields: Fields,
-    ) -> Result<Map<String, Value>, String> {
+    ) -> Result<Map<String, Value>, Fault> {
         let known = discovery.pushed_authorization_request_endpoint.as_deref();
         let endpoint = endpoint.or(known).ok_or("no endpoint URI for pushed authorization requests")?;
         let method = method.unwrap_or_else(|| self.token_method(discovery));
@@ -133,7 +137,7 @@ impl Endpoints {
         method: &str,
         token: &str,
         headers: HeaderMap,
-    ) -> Result<Map<String, Value>, String> {
+    ) -> Result<Map<String, Value>, Fault> {
         // The secret goes where the method puts it, and only there: RFC 6749 §2.3 forbids more than one way, and
         // strict providers refuse it.
         let fields = vec![("token".into(), token.to_owned())];
@@ -345,11 +349,21 @@ fn escape(text: &str) -> String {
     out
 }
 
-fn document(endpoint: &str, answer: Result<Answer, String>) -> Result<Map<String, Value>, String> {
-    let answer = answer.map_err(|error| format!("{endpoint} endpoint: {error}"))?;
+fn document(endpoint: &str, answer: Result<Answer, String>) -> Result<Map<String, Value>, Fault> {
+    let unavailable = |error| Fault::unavailable(format!("{endpoint} endpoint: {error}"));
+    let answer = answer.map_err(unavailable)?;
     match answer.status.as_u16() {
-        200 | 201 => answer.json().map_err(|error| format!("{endpoint} endpoint: {error}")),
-        _ => Err(refusal(endpoint, &answer)),
+        200 | 201 => answer.json().map_err(unavailable),
+        status => {
+            let reason = refusal(endpoint, &answer);
+            // RFC 6749 §5.2: whether the code or token is not right, or we are not.
+            let class = match status {
+                500.. => Class::Unavailable,
+                _ if reason.ends_with("error invalid_grant") => Class::Wrong,
+                _ => Class::Internal,
+            };
+            Err(Fault::new(class, reason))
+        }
     }
 }
 

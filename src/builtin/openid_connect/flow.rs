@@ -13,6 +13,7 @@ use super::{
     Plugin,
     config::UnauthAction,
     endpoint::{Fields, random},
+    fault::Fault,
     now,
     provider::Discovery,
     session::{Login, Pending, Session, Sessions},
@@ -21,7 +22,10 @@ use super::{
 use crate::{
     builtin::shared::base64,
     net::args,
-    plugin::{exchange::Exchange, reply::Reply},
+    plugin::{
+        exchange::Exchange,
+        reply::{Class, Reply},
+    },
 };
 
 /// How long a renewed access token is remembered for requests that came with the old session at the same time:
@@ -40,8 +44,8 @@ pub struct Identity {
 const SILENT_REFUSALS: [&str; 4] =
     ["login_required", "interaction_required", "consent_required", "account_selection_required"];
 
-fn failed(reason: impl Into<String>) -> Reply {
-    Reply::status(500).because(format!("OIDC authentication failed: {}", reason.into()))
+fn failed(fault: impl Into<Fault>) -> Reply {
+    fault.into().reply()
 }
 
 impl Plugin {
@@ -57,7 +61,7 @@ impl Plugin {
         if path == self.redirect_path(&path) {
             return Err(self.callback(x, sessions).await);
         }
-        let session = sessions.load(x).await.map_err(failed)?;
+        let session = sessions.load(x).await.map_err(|reason| sessions.fault(reason).reply())?;
         if path == self.conf.logout_path {
             return Err(self.logout(x, sessions, session).await);
         }
@@ -72,7 +76,7 @@ impl Plugin {
         {
             return Err(self.authorize(x, sessions, true).await);
         }
-        sessions.touch(x, &mut session).await.map_err(failed)?;
+        sessions.touch(x, &mut session).await.map_err(|reason| sessions.fault(reason).reply())?;
         let claims = token::stored_claims(&session.login.id_token)
             .ok_or_else(|| failed("the session holds no id_token"))?;
         Ok(Some(Identity { claims, login: session.login }))
@@ -85,7 +89,10 @@ impl Plugin {
     ) -> Result<Option<Identity>, Reply> {
         match self.conf.unauth_action {
             UnauthAction::Pass => Ok(None),
-            UnauthAction::Deny => Err(Reply::status(401).because("no session, and unauth_action is deny")),
+            UnauthAction::Deny => {
+                let reply = Reply::status(401).because("no session, and unauth_action is deny");
+                Err(reply.classed(Class::Missing))
+            }
             UnauthAction::Auth => Err(self.authorize(x, sessions, false).await),
         }
     }
@@ -95,7 +102,7 @@ impl Plugin {
     async fn authorize(&self, x: &mut Exchange<'_>, sessions: &Sessions, silent: bool) -> Reply {
         match self.try_authorize(x, sessions, silent).await {
             Ok(reply) => reply,
-            Err(reason) => failed(reason),
+            Err(fault) => fault.reply(),
         }
     }
 
@@ -104,8 +111,8 @@ impl Plugin {
         x: &mut Exchange<'_>,
         sessions: &Sessions,
         silent: bool,
-    ) -> Result<Reply, String> {
-        let discovery = self.provider.discovery().await?;
+    ) -> Result<Reply, Fault> {
+        let discovery = self.provider.discovery().await.map_err(Fault::unavailable)?;
         let endpoint = discovery
             .authorization_endpoint
             .as_deref()
@@ -166,13 +173,15 @@ impl Plugin {
         parameters
     }
 
-    async fn push(&self, discovery: &Discovery, parameters: &[(String, String)]) -> Result<String, String> {
+    async fn push(&self, discovery: &Discovery, parameters: &[(String, String)]) -> Result<String, Fault> {
         let fields = parameters.iter().map(|(name, value)| (name.clone().into(), value.clone())).collect();
         let par = &self.conf.par;
         let (endpoint, method) = (par.endpoint.as_deref(), par.endpoint_auth_method.as_deref());
         let answer = self.endpoints.push(discovery, endpoint, method, fields).await?;
         let pushed = answer.get("request_uri").and_then(Value::as_str);
-        pushed.map(str::to_owned).ok_or_else(|| "the pushed authorization request got no request_uri".into())
+        pushed
+            .map(str::to_owned)
+            .ok_or_else(|| Fault::unavailable("the pushed authorization request got no request_uri"))
     }
 
     // === and back
@@ -182,7 +191,7 @@ impl Plugin {
         let (code, state, error) = (argument(x, "code"), argument(x, "state"), argument(x, "error"));
         let session = match sessions.load(x).await {
             Ok(session) => session,
-            Err(reason) => return failed(reason),
+            Err(reason) => return sessions.fault(reason).reply(),
         };
         let pending = state.as_deref().and_then(|state| sessions.pending(x, state));
         let (Some(code), Some(_)) = (code, state) else {
@@ -193,13 +202,16 @@ impl Plugin {
             let known = known.or_else(|| session.map(|session| session.login.original_url));
             let reason = "state from argument does not match state restored from session";
             return match known {
-                Some(url) => restart(x, sessions, &url, reason),
-                None => failed("request to the redirect_uri path but there's no session state found"),
+                Some(url) => restart(x, sessions, &url, Fault::new(Class::Wrong, reason)),
+                None => {
+                    let reason = "request to the redirect_uri path but there's no session state found";
+                    Fault::new(Class::Missing, reason).reply()
+                }
             };
         };
         match self.exchange(x, sessions, session, &code, &pending).await {
             Ok(reply) => reply,
-            Err(reason) => failed(reason),
+            Err(fault) => fault.reply(),
         }
     }
 
@@ -214,23 +226,28 @@ impl Plugin {
     ) -> Reply {
         let error = error.unwrap_or_default();
         let Some(pending) = pending else {
-            return failed("unhandled request to the redirect_uri, without code or without a known state");
+            let reason = "unhandled request to the redirect_uri, without code or without a known state";
+            return Fault::new(Class::Malformed, reason).reply();
         };
         if error == "temporarily_unavailable" {
-            return restart(x, sessions, &pending.url, "the provider is temporarily unavailable");
+            let fault = Fault::unavailable("the provider is temporarily unavailable");
+            return restart(x, sessions, &pending.url, fault);
         }
         if pending.silent && SILENT_REFUSALS.contains(&error.as_str()) {
             // The login does not stand any more: the next request logs in with the user's doing.
             if let Some(session) = session
                 && let Err(reason) = sessions.destroy(x, session).await
             {
-                return failed(reason);
+                return sessions.fault(reason).reply();
             }
             sessions.settle(x, &pending);
-            return restart(x, sessions, &pending.url, "the provider wants the user to log in again");
+            let fault = Fault::new(Class::Expired, "the provider wants the user to log in again");
+            return restart(x, sessions, &pending.url, fault);
         }
         sessions.settle(x, &pending);
-        failed(format!("unhandled request to the redirect_uri, the provider says {}", error.escape_debug()))
+        let said = error.escape_debug();
+        let reason = format!("unhandled request to the redirect_uri, the provider says {said}");
+        Fault::new(Class::Forbidden, reason).reply()
     }
 
     async fn exchange(
@@ -240,13 +257,16 @@ impl Plugin {
         former: Option<Session>,
         code: &str,
         pending: &Pending,
-    ) -> Result<Reply, String> {
-        let discovery = self.provider.discovery().await?;
+    ) -> Result<Reply, Fault> {
+        let discovery = self.provider.discovery().await.map_err(Fault::unavailable)?;
         if x.arg("iss").is_some_and(|iss| Some(&*iss) != discovery.issuer.as_deref()) {
-            return Err("iss from argument does not match expected issuer".into());
+            return Err(Fault::new(Class::Wrong, "iss from argument does not match expected issuer"));
         }
         if x.arg("client_id").is_some_and(|id| id != self.conf.client_id) {
-            return Err("client_id from argument does not match expected client_id".into());
+            return Err(Fault::new(
+                Class::Wrong,
+                "client_id from argument does not match expected client_id",
+            ));
         }
         let path = raw_path(x).to_owned();
         let redirect_uri =
@@ -262,16 +282,18 @@ impl Plugin {
         }
         let asked = now();
         let tokens = self.endpoints.token(&discovery, fields).await?;
-        let id_token =
-            tokens.get("id_token").and_then(Value::as_str).ok_or("the token endpoint gave no id_token")?;
+        let id_token = tokens
+            .get("id_token")
+            .and_then(Value::as_str)
+            .ok_or_else(|| Fault::unavailable("the token endpoint gave no id_token"))?;
         let claims = self.verifier.id_token(id_token, &discovery, pending.nonce.as_deref()).await?;
         let mut login = Login::new(id_token, &pending.url);
         self.take_tokens(&mut login, &tokens, asked);
         login.user = self.user(&discovery, &claims, login.access_token.as_deref()).await;
-        sessions.begin(x, login, former).await?;
+        sessions.begin(x, login, former).await.map_err(|reason| sessions.fault(reason))?;
         sessions.settle(x, pending);
         sessions.forget_restarts(x);
-        to(&pending.url)
+        Ok(to(&pending.url)?)
     }
 
     fn take_tokens(&self, login: &mut Login, tokens: &Map<String, Value>, asked: i64) {
@@ -398,7 +420,7 @@ impl Plugin {
                 self.revoke(&discovery, &session.login).await;
             }
             if let Err(reason) = sessions.destroy(x, session).await {
-                return failed(reason);
+                return sessions.fault(reason).reply();
             }
         }
         let after = self.conf.post_logout_redirect_uri.as_deref();
@@ -502,16 +524,18 @@ fn to(target: &str) -> Result<Reply, String> {
 }
 
 /// Sends the browser to where it wanted to go, from where the login begins again; not for ever.
-fn restart(x: &mut Exchange<'_>, sessions: &Sessions, url: &str, reason: &str) -> Reply {
+fn restart(x: &mut Exchange<'_>, sessions: &Sessions, url: &str, fault: Fault) -> Reply {
     if *x.method() != http::Method::GET {
-        return failed(reason);
+        return fault.reply();
     }
+    let class = fault.class;
+    let reason = String::from(fault);
     match sessions.restart(x) {
         Ok(true) => {
             tracing::warn!(reason, "openid-connect: restarting the authentication flow");
             to(url).unwrap_or_else(failed)
         }
-        Ok(false) => failed(format!("{reason} (giving up after several restarts)")),
+        Ok(false) => Fault::new(class, format!("{reason} (giving up after several restarts)")).reply(),
         Err(error) => failed(error),
     }
 }

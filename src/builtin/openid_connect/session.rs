@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::{
     config::{Config, SameSite, Storage},
     endpoint::random,
+    fault::Fault,
     now,
 };
 use crate::{
@@ -217,12 +218,17 @@ impl Sessions {
         Some(whole)
     }
 
-    /// lua-resty-session: `session`, `session2`, `session3`…
     /// The name of the session's cookie, with which those of further chunks and of logins under way begin.
     pub fn cookie_name(&self) -> &str {
         &self.name
     }
 
+    /// Whose fault it is when a session cannot be kept.
+    pub fn fault(&self, reason: String) -> Fault {
+        if self.store.is_some() { Fault::unavailable(reason) } else { reason.into() }
+    }
+
+    /// lua-resty-session: `session`, `session2`, `session3`…
     fn chunk_name(&self, number: usize) -> String {
         if number == 1 { self.name.to_string() } else { format!("{}{number}", self.name) }
     }

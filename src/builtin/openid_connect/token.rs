@@ -11,13 +11,16 @@ use super::{
     now,
     provider::{Discovery, Provider},
 };
-use crate::builtin::shared::{
-    jwt::{
-        jwks::Unverified,
-        key::{Algorithm, VerifyingKey},
-        token::{Member, Token},
+use crate::{
+    builtin::shared::{
+        jwt::{
+            jwks::Unverified,
+            key::{Algorithm, VerifyingKey},
+            token::{Member, Token},
+        },
+        memo::Memo,
     },
-    memo::Memo,
+    plugin::reply::Class,
 };
 
 /// The longest that a verified signature is remembered: keys may be withdrawn.
@@ -103,7 +106,7 @@ impl Verifier {
         {
             return Ok(claims);
         }
-        let token = Token::parse(text).ok_or("invalid jwt")?;
+        let token = Token::parse(text).ok_or_else(|| Doubt::malformed("invalid jwt"))?;
         self.verify_published(&token, self.expected.as_deref()).await?;
         let claims = Arc::new(token.claims().ok_or("invalid jwt: its payload is no JSON object")?);
         if let Some((memo, key)) = key {
@@ -137,15 +140,15 @@ impl Verifier {
         verdict.map(drop).map_err(|error| failed(&error))
     }
 
-    fn check_time(&self, claims: &Claims) -> Result<(), String> {
+    fn check_time(&self, claims: &Claims) -> Result<(), Doubt> {
         let now = now() as f64;
         let time = |name: &str| match claims.get(name) {
             None => Ok(None),
             Some(value) => value.as_f64().map(Some).ok_or_else(|| format!("Claim '{name}' is no number")),
         };
         match (time("exp")?, time("nbf")?) {
-            (Some(exp), _) if exp + self.slack < now => Err("JWT expired".into()),
-            (_, Some(nbf)) if nbf - self.slack > now => Err("JWT not yet valid".into()),
+            (Some(exp), _) if exp + self.slack < now => Err(Doubt::expired("JWT expired")),
+            (_, Some(nbf)) if nbf - self.slack > now => Err(Doubt::expired("JWT not yet valid")),
             _ => Ok(()),
         }
     }
@@ -159,7 +162,7 @@ impl Verifier {
         text: &str,
         discovery: &Discovery,
         nonce: Option<&str>,
-    ) -> Result<Claims, String> {
+    ) -> Result<Claims, Doubt> {
         let claims = match text.strip_suffix('.') {
             // A signature that is empty would not even be a token.
             Some(unsigned) => self.unsigned(unsigned)?,
@@ -187,14 +190,16 @@ impl Verifier {
         }
     }
 
-    async fn verify_id_token(&self, token: &Token<'_>, discovery: &Discovery) -> Result<(), String> {
+    async fn verify_id_token(&self, token: &Token<'_>, discovery: &Discovery) -> Result<(), Doubt> {
         let Some([Member::Text(alg)]) = token.header(["alg"]) else {
             return Err("the id_token names no algorithm".into());
         };
         if let Some(supported) = &discovery.id_token_signing_alg_values_supported
             && !supported.iter().any(|one| *one == alg)
         {
-            return Err(format!("the id_token is signed by an unexpected algorithm {}", alg.escape_debug()));
+            return Err(
+                format!("the id_token is signed by an unexpected algorithm {}", alg.escape_debug()).into()
+            );
         }
         match Algorithm::from_name(&alg) {
             None if self.accept_unsupported && alg != "none" => {
@@ -209,7 +214,7 @@ impl Verifier {
                     false => Err("the id_token's signature is not ours".into()),
                 }
             }
-            Some(_) => Ok(self.verify_published(token, None).await?),
+            Some(_) => self.verify_published(token, None).await,
         }
     }
 
@@ -218,7 +223,7 @@ impl Verifier {
         claims: &Claims,
         discovery: &Discovery,
         nonce: Option<&str>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Doubt> {
         let text = |name: &str| claims.get(name).and_then(Value::as_str);
         let number = |name: &str| claims.get(name).and_then(Value::as_f64);
         let now = now() as f64;
@@ -231,10 +236,10 @@ impl Verifier {
             return Err("the id_token's nonce is not the one that was sent".into());
         }
         if number("iat").ok_or_else(|| missing("iat"))? > now + self.slack {
-            return Err("the id_token is not yet valid".into());
+            return Err(Doubt::expired("the id_token is not yet valid"));
         }
         if number("exp").ok_or_else(|| missing("exp"))? + self.slack < now {
-            return Err("the id_token has expired".into());
+            return Err(Doubt::expired("the id_token has expired"));
         }
         let audience = claims.get("aud").ok_or_else(|| missing("aud"))?;
         if names(audience, &self.client_id) {
@@ -264,18 +269,30 @@ pub struct Doubt {
     pub told: String,
     /// What only the operator is told: what hindered verification.
     pub cause: Option<String>,
+    /// What kind of reason it is.
+    pub class: Class,
 }
 
 impl Doubt {
     /// Something else than the token is at fault.
     pub fn caused(told: &str, cause: impl Into<String>) -> Self {
-        Self { told: told.to_owned(), cause: Some(cause.into()) }
+        Self { told: told.to_owned(), cause: Some(cause.into()), class: Class::Unavailable }
+    }
+
+    /// It is no token.
+    fn malformed(told: &str) -> Self {
+        Self { class: Class::Malformed, ..told.into() }
+    }
+
+    /// It was, or will be, right at another time.
+    fn expired(told: &str) -> Self {
+        Self { class: Class::Expired, ..told.into() }
     }
 }
 
 impl From<String> for Doubt {
     fn from(told: String) -> Self {
-        Self { told, cause: None }
+        Self { told, cause: None, class: Class::Wrong }
     }
 }
 

@@ -9,7 +9,11 @@ use serde_json::{Value, json};
 use super::counter::Scope;
 use crate::{
     net::ip_text::IpText,
-    plugin::{exchange::Exchange, fingerprint::Fingerprint, reply::Reply},
+    plugin::{
+        exchange::Exchange,
+        fingerprint::Fingerprint,
+        reply::{Class, Reply},
+    },
     vars::{lua, template::Template, var::Var},
 };
 
@@ -188,12 +192,13 @@ impl Rejection {
         Self { code, text }
     }
 
-    /// The reply.
-    pub fn reply(&self) -> Reply {
-        match &self.text {
+    /// The reply; `reason` is for the log only.
+    pub fn reply(&self, reason: &str) -> Reply {
+        let reply = match &self.text {
             Some(text) => Reply::error_msg(self.code, text.as_str()),
             None => Reply::status(self.code),
-        }
+        };
+        reply.because(reason).classed(Class::Limited)
     }
 }
 
