@@ -93,8 +93,8 @@ impl Class {
 
 /// A response made by the gateway.
 ///
-/// Its Content-Type is `text/plain; charset=utf-8` unless a header says otherwise, also for JSON: that is
-/// what APISIX sends (nginx `default_type`).
+/// Its Content-Type is `text/plain; charset=utf-8`, also for JSON, unless a header says otherwise or the path that was
+/// asked for ends like a file of another kind (`.html`): that is what APISIX sends (nginx `default_type`, `types`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reply {
     /// Status code, 200–599.

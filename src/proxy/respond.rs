@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora::{Error, ErrorSource, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::{FailToProxy, Session};
 
-use super::{Ctx, answer::Held, head, options::Options};
+use super::{Ctx, answer::Held, head, media_type, options::Options};
 use crate::plugin::{
     exchange::Exchange,
     reply::{Reply, ReplyBody},
@@ -18,7 +18,6 @@ use crate::plugin::{
 };
 use crate::vars::clock;
 
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const HTML_BARE: HeaderValue = HeaderValue::from_static("text/html");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
@@ -27,7 +26,8 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 /// # Errors
 /// The client is gone.
 pub async fn send(session: &mut Session, ctx: &mut Ctx, options: &Options, reply: Reply) -> Result<()> {
-    let (mut head, body) = compose(&reply, options)?;
+    let path = ctx.request.path.as_deref().unwrap_or(session.req_header().uri.path());
+    let (mut head, body) = compose(&reply, options, path)?;
     ctx.request.status = Some(reply.status);
     if reply.status >= 400 && ctx.request.answered_by.is_none() {
         tracing::debug!(status = reply.status, reason = reply.reason.as_deref(), "gateway reply");
@@ -66,17 +66,17 @@ pub async fn deliver(
     session.as_downstream_mut().write_response_trailers(trailers).await
 }
 
-/// Head and body as APISIX would make them before any filter.
-fn compose(reply: &Reply, options: &Options) -> Result<(ResponseHeader, Bytes)> {
+/// Head and body as APISIX would make them before any filter, for a request of this path.
+fn compose(reply: &Reply, options: &Options, path: &str) -> Result<(ResponseHeader, Bytes)> {
     let mut head = ResponseHeader::build(reply.status, Some(8))?;
     let (kind, body) = match &reply.body {
-        ReplyBody::Json(value) => (Some(TEXT), Bytes::from(format!("{value}\n"))),
-        ReplyBody::Bytes(bytes) => (Some(TEXT), bytes.clone()),
+        ReplyBody::Json(value) => (Some(media_type::of_path(path)), Bytes::from(format!("{value}\n"))),
+        ReplyBody::Bytes(bytes) => (Some(media_type::of_path(path)), bytes.clone()),
         ReplyBody::Default => match error_page(reply.status) {
             // nginx: ngx_http_charset_filter leaves these two alone.
             Some(page) if matches!(reply.status, 301 | 302) => (Some(HTML_BARE), page),
             Some(page) => (Some(HTML), page),
-            None => ((reply.status < 300).then_some(TEXT), Bytes::new()),
+            None => ((reply.status < 300).then(|| media_type::of_path(path)), Bytes::new()),
         },
     };
     if let Some(kind) = kind {
