@@ -380,6 +380,33 @@ fn files_are_short_and_clean() {
     none(&faults);
 }
 
+/// `module::test` between backticks.
+fn named_tests(text: &str) -> Vec<String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    let spans = text.split('`').skip(1).step_by(2);
+    spans.filter(|span| span.contains("::") && span.chars().all(is_name)).map(str::to_owned).collect()
+}
+
+#[test]
+fn tests_that_the_list_of_the_tutorial_names_exist() {
+    let text = fs::read_to_string(root().join("docs/article.md")).expect("the list is there");
+    let names = named_tests(&text);
+    assert!(names.len() > 10, "{names:?}");
+    let mut faults = Vec::new();
+    for name in names {
+        let (module, test) = name.rsplit_once("::").expect("it has a module");
+        let path = root().join("tests").join(module.replace("::", "/"));
+        let file = fs::read_to_string(path.with_extension("rs"))
+            .or_else(|_| fs::read_to_string(path.join("mod.rs")));
+        if !file.unwrap_or_default().contains(&format!("#[test]\nfn {test}()")) {
+            faults.push(format!(
+                "docs/article.md names {name}, which is no test: name the one that replays the step"
+            ));
+        }
+    }
+    none(&faults);
+}
+
 /// The plugins in the order of the registry.
 fn registry() -> Vec<String> {
     let text = fs::read_to_string(root().join("src/builtin/mod.rs")).unwrap();
