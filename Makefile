@@ -1,5 +1,5 @@
 # Every target is what CI runs too; anything longer than three lines lives in .ci/.
-.PHONY: run build check test lint fmt proto bench bench-plugins clean
+.PHONY: run build check test fuzz lint fmt proto bench bench-plugins clean
 
 run: ## installs what is missing, builds, starts the gateway on its embedded default
 	.ci/setup build
@@ -17,6 +17,10 @@ test: ## installs what the tests need, then runs all of them
 	.ci/setup test
 	cargo test --locked --no-fail-fast
 	.ci/runners test
+
+fuzz: ## all fuzz targets with a sanitizer, a minute each; see tests/fuzz/README.md
+	.ci/setup build
+	.ci/fuzz
 
 lint: ## format, clippy, licences, advisories
 	.ci/setup lint
