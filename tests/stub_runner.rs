@@ -25,6 +25,7 @@ use std::{
     collections::HashMap,
     io::{ErrorKind, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
@@ -42,7 +43,8 @@ const HTTP_REQ_CALL: u8 = 2;
 const EXTRA_INFO: u8 = 3;
 const HTTP_RESP_CALL: u8 = 4;
 
-/// What the plugin `fault` does; `error:N` answers an error, `sleep:N` waits milliseconds and changes nothing.
+/// What the plugin `fault` does; `error:N` answers an error, `sleep:N` waits milliseconds and changes nothing,
+/// `hang_while:FILE` and `wait_while:FILE` do what they say.
 #[derive(Clone, PartialEq)]
 enum Fault {
     /// Never answers.
@@ -75,10 +77,19 @@ enum Fault {
     Forget(usize),
     Error(u8),
     Sleep(u64),
+    /// Never answers what comes while there is this file.
+    HangWhile(String),
+    /// Answers nothing while there is this file.
+    WaitWhile(String),
 }
 
 fn fault(text: &str) -> Fault {
     let (word, number) = text.split_once(':').unwrap_or((text, "0"));
+    match word {
+        "hang_while" => return Fault::HangWhile(number.into()),
+        "wait_while" => return Fault::WaitWhile(number.into()),
+        _ => {}
+    }
     let number: u64 = number.parse().expect("a number");
     match word {
         "hang" => Fault::Hang,
@@ -356,10 +367,17 @@ impl Connection<'_> {
     fn fail(&mut self, fault: &Fault, kind: u8, id: u32, conf: &Conf) -> Failed {
         let mut builder = FlatBufferBuilder::new();
         let reply = match fault {
-            Fault::Hang => {
+            Fault::HangWhile(file) if !Path::new(file).exists() => return Failed::Goes,
+            Fault::Hang | Fault::HangWhile(_) => {
                 // Until the gateway goes away.
                 let _ = self.stream.read(&mut [0]);
                 None
+            }
+            Fault::WaitWhile(file) => {
+                while Path::new(file).exists() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                return Failed::Goes;
             }
             Fault::Close => None,
             Fault::CloseReused if self.calls > 1 => None,

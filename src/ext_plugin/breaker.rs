@@ -3,7 +3,8 @@
 //! It opens after a run of calls that did not reach the process, or when the process answers nothing while a call is
 //! under way for long. While it is open no call is made; somebody else ([`super::watch`]) asks the process whether it is
 //! back. If the calls had failed at once, its answer is enough. If they had hung, a process that answers may hang all the
-//! same: then single calls are let through, ever more seldom, and the first that ends well closes the breaker.
+//! same: then single calls are let through, and the first that ends well closes the breaker. They are what shows that
+//! it is back, so there is one in less than a second; and few enough that those that hang, too, are no burden.
 //!
 //! Pure: time is brought along, in milliseconds of any clock that only goes forward. Invariant: no lock, and a call that
 //! ends well writes nothing while all is well.
@@ -14,10 +15,10 @@ use std::{
 };
 
 /// The first pause between two calls that are let through, in milliseconds; it doubles.
-const FIRST_PAUSE: u64 = 500;
+const FIRST_PAUSE: u64 = 250;
 
-/// The longest one.
-const LAST_PAUSE: u64 = 16_000;
+/// The longest one: a runner that is back is used again within a second.
+const LAST_PAUSE: u64 = 750;
 
 /// When a breaker opens, and how it closes again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -228,9 +229,9 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_let_through_ever_more_seldom() {
-        check("h h h a 1000 t x 1499 x 1500 t 2499 x 2500 t 4499 x 4500 t", State::HalfOpen);
-        check("h h h a 1000 t h x a 1400 x 1500 t s", State::Closed);
+    fn calls_are_let_through_more_seldom_up_to_a_bound() {
+        check("h h h a 1000 t x 1249 x 1250 t 1749 x 1750 t 2499 x 2500 t 3249 x 3250 t", State::HalfOpen);
+        check("h h h a 1000 t h x a 1200 x 1250 t s", State::Closed);
         check("h h h a 1000 t g a 1001", State::Closed);
     }
 

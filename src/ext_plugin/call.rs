@@ -21,7 +21,7 @@ use super::{
     error::{CallError, Code},
     frame::kind,
     message::{self, Action, Encoder, RequestCall, ResponseCall, ResponseChange},
-    runner::{Counted, Process, Runner},
+    runner::{Chosen, Counted, Process, Runner},
     stats::{Histogram, Series},
     token::{Conf, Known},
     watch,
@@ -32,6 +32,10 @@ const TOKEN_TRIES: u32 = 3;
 
 /// Tries of one call when nobody accepts it.
 const CONNECT_TRIES: u32 = 3;
+
+/// How long a call waits that was let through to find out whether calls still hang. What is answered later, but in its
+/// time, shows as well that they do not.
+const TRIAL: Duration = Duration::from_millis(500);
 
 /// How long calls that may go without the runner wait for one that is not ready, from the moment on when it was not.
 const GRACE: Duration = Duration::from_millis(500);
@@ -318,17 +322,23 @@ impl Caller {
         let doubt = runner.doubt(began).filter(|doubt| *doubt < deadline);
         let (mut unknown_tokens, mut unconnected, mut again, mut avoid) = (0, 0, false, None);
         loop {
-            let process = self.process(runner, avoid, deadline).await?;
+            let Chosen { process, trial } = self.process(runner, avoid, deadline).await?;
             let _counted = Counted::call(&process);
             let (began, course) = (process.now(), Course::default());
             let mut timed = Timed { answers: &mut *answers, course: &course, times: &series.questions };
-            let once = pin!(self.once(runner, series, &process, call, &mut timed));
-            let suspect = || {
-                if course.stage.load(Relaxed) == CALLED {
+            let late = trial.then_some(deadline);
+            let once = pin!(self.once(runner, series, &process, call, &mut timed, late));
+            let doubtful = || {
+                if !trial && course.stage.load(Relaxed) == CALLED {
                     watch::suspect(&process);
                 }
+                trial && course.is_runners(TRIAL)
             };
-            let tried = in_time(once, doubt, deadline, suspect).await;
+            let (doubt, limit) = match Instant::now() + TRIAL {
+                over if trial && over < deadline => (Some(over), TRIAL),
+                _ => (doubt, self.limit),
+            };
+            let tried = in_time(once, doubt, deadline, doubtful).await;
             let failed = match tried {
                 Ok(Ok(reply)) => {
                     process.breaker().succeeded(|| process.now());
@@ -336,10 +346,11 @@ impl Caller {
                 }
                 Ok(Err(failed)) => failed,
                 Err(_) => {
-                    if course.is_runners(self.limit) {
-                        blame(runner, &process, began, &CallError::Timeout(self.limit));
+                    let limit = if Instant::now() < deadline { limit } else { self.limit };
+                    if course.is_runners(limit) {
+                        blame(runner, &process, began, &CallError::Timeout(limit));
                     }
-                    return Err(CallError::Timeout(self.limit));
+                    return Err(CallError::Timeout(limit));
                 }
             };
             if !failed.again || again {
@@ -371,21 +382,23 @@ impl Caller {
         runner: &Runner,
         avoid: Option<usize>,
         deadline: Instant,
-    ) -> Result<Arc<Process>, CallError> {
-        if let Some(process) = runner.choose(avoid)? {
-            return Ok(process);
+    ) -> Result<Chosen, CallError> {
+        if let Some(chosen) = runner.choose(avoid)? {
+            return Ok(chosen);
         }
         let patience = if self.optional { runner.down_since() + GRACE } else { runner.patience() };
         runner.await_ready(avoid, patience.min(deadline)).await
     }
 
+    /// One try. A reply that comes when the try was given up, but until `late`, counts for the breaker.
     async fn once<'a, A: Answers, C: Call<Timed<'a, A>>>(
         &self,
         runner: &Runner,
         series: &Series,
-        process: &Process,
+        process: &Arc<Process>,
         call: &C,
         answers: &mut Timed<'a, A>,
+        late: Option<Instant>,
     ) -> Result<C::Reply, Failed> {
         let (course, life) = (answers.course, process.life());
         let failed = |error| Failed { error, life, again: false };
@@ -396,6 +409,14 @@ impl Caller {
         course.stage.store(QUEUED, Relaxed);
         let mut lease = process.pool().lease(process, C::KIND).await.map_err(failed)?;
         course.stage.store(CALLED, Relaxed);
+        if let Some(deadline) = late {
+            let process = process.clone();
+            lease.when_late(move || {
+                if Instant::now() < deadline {
+                    process.breaker().succeeded(|| process.now());
+                }
+            });
+        }
         let id = next_id();
         let connection = lease.connection();
         let reply = connection
@@ -476,18 +497,18 @@ fn blame(runner: &Runner, process: &Arc<Process>, began: u64, error: &CallError)
     }
 }
 
-/// What comes of a try until the deadline. At a moment of doubt before, `suspect` is called.
+/// What comes of a try until the deadline. At a moment of doubt before, `is_over` says whether that is enough.
 async fn in_time<F: Future>(
     mut tried: Pin<&mut F>,
     doubt: Option<Instant>,
     deadline: Instant,
-    suspect: impl FnOnce(),
+    is_over: impl FnOnce() -> bool,
 ) -> Result<F::Output, Elapsed> {
     if let Some(doubt) = doubt {
-        if let Ok(outcome) = timeout_at(doubt, tried.as_mut()).await {
-            return Ok(outcome);
+        let outcome = timeout_at(doubt, tried.as_mut()).await;
+        if outcome.is_ok() || is_over() {
+            return outcome;
         }
-        suspect();
     }
     timeout_at(deadline, tried).await
 }

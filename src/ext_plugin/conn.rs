@@ -208,14 +208,15 @@ impl Connection {
     }
 
     /// Reads what a call that was given up still owes, until the reply, the end or the time is over: a peer that
-    /// goes away with unread data kills the JavaScript runner.
-    pub async fn drain(mut self, kind: u8, patience: Duration) {
+    /// goes away with unread data kills the JavaScript runner. Whether there was a reply.
+    pub async fn drain(mut self, kind: u8, patience: Duration) -> bool {
         let end = Instant::now() + patience;
         while let Ok(Ok((got, _))) = timeout_at(end, receive(&mut self.stream, &mut self.buffer)).await {
             if got == kind || got == kind::ERROR || got == kind::EXTRA_INFO {
-                break;
+                return got != kind::EXTRA_INFO;
             }
         }
+        false
     }
 }
 

@@ -75,6 +75,8 @@ pub struct Lease<'a> {
     held: Option<(Open, OwnedSemaphorePermit)>,
     /// The type of the call's reply.
     kind: u8,
+    /// What is done when that comes although nobody waits for it any more.
+    late: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// This thread's shard.
@@ -109,6 +111,11 @@ impl Pool {
         self.open.load(Relaxed)
     }
 
+    /// Whether a call would not have to wait for a connection.
+    pub fn has_room(&self) -> bool {
+        self.permits.available_permits() > 0
+    }
+
     /// Calls that wait for a connection.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Relaxed)
@@ -124,7 +131,7 @@ impl Pool {
             Some(open) => open,
             None => self.connect(process).await?,
         };
-        Ok(Lease { pool: self, held: Some((open, permit)), kind })
+        Ok(Lease { pool: self, held: Some((open, permit)), kind, late: None })
     }
 
     async fn connect(&self, process: &Process) -> Result<Open, CallError> {
@@ -202,6 +209,11 @@ impl Lease<'_> {
         &mut open.connection
     }
 
+    /// What is to be done when the call is given up and the reply comes all the same.
+    pub fn when_late(&mut self, note: impl FnOnce() + Send + 'static) {
+        self.late = Some(Box::new(note));
+    }
+
     /// Keeps the connection for later calls: the call went well.
     pub fn give_back(mut self) {
         if let Some((open, _permit)) = self.held.take() {
@@ -216,12 +228,15 @@ impl Drop for Lease<'_> {
         if !open.connection.is_owed() {
             return;
         }
-        let (kind, patience) = (self.kind, self.pool.limits.call);
+        let (kind, patience, late) = (self.kind, self.pool.limits.call, self.late.take());
         // There is no runtime while the program ends.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 let Open { connection, _count } = open;
-                connection.drain(kind, patience).await;
+                let answered = connection.drain(kind, patience).await;
+                if let Some(note) = late.filter(|_| answered) {
+                    note();
+                }
                 drop(permit);
             });
         }

@@ -100,6 +100,13 @@ enum Flavour {
     Other = 2,
 }
 
+/// The process that is called next.
+pub(super) struct Chosen {
+    pub process: Arc<Process>,
+    /// Whether the call is one of the single ones that find out whether calls to it still hang.
+    pub trial: bool,
+}
+
 /// One process of a runner.
 pub struct Process {
     runner: Box<str>,
@@ -112,6 +119,8 @@ pub struct Process {
     breaker: Breaker,
     watched: AtomicBool,
     born: Instant,
+    /// When it answered the question whether it is there, as far as somebody waits for that; on its breaker's clock.
+    heard: AtomicU64,
     /// It does not listen or answer any more.
     deserted: Notify,
     /// Its process group; 0 when somebody else started it.
@@ -133,6 +142,7 @@ impl Process {
             breaker: Breaker::new(limits.breaker),
             watched: AtomicBool::new(false),
             born: Instant::now(),
+            heard: AtomicU64::new(0),
             deserted: Notify::new(),
             group: 0,
         }
@@ -171,6 +181,16 @@ impl Process {
     /// Milliseconds on the clock of its breaker.
     pub fn now(&self) -> u64 {
         millis(self.born.elapsed())
+    }
+
+    /// It answered, or nobody asked before.
+    pub(super) fn hears(&self) {
+        self.heard.store(self.now(), Relaxed);
+    }
+
+    /// How long it has answered nothing.
+    pub(super) fn silence(&self) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(self.heard.load(Relaxed)))
     }
 
     /// It is of no use any more: whoever started it replaces it.
@@ -386,18 +406,21 @@ impl Runner {
     ///
     /// # Errors
     /// The circuit breakers of all of them are open.
-    pub(super) fn choose(&self, avoid: Option<usize>) -> Result<Option<Arc<Process>>, CallError> {
+    pub(super) fn choose(&self, avoid: Option<usize>) -> Result<Option<Chosen>, CallError> {
         let ready = self.ready.load();
         let busy = |process: &&Arc<Process>| (avoid == Some(process.index), process.in_flight());
         let first = if ready.len() > 1 { fastrand::usize(..ready.len()) } else { 0 };
         let (after, before) = (ready.iter().skip(first), ready.iter().take(first));
         let closed = after.chain(before).filter(|process| process.breaker.is_closed());
         if let Some(process) = closed.min_by_key(busy) {
-            return Ok(Some(process.clone()));
+            return Ok(Some(Chosen { process: process.clone(), trial: false }));
         }
-        let trial = ready.iter().find(|process| process.breaker.lets_one_through(process.now()));
-        match trial {
-            Some(process) => Ok(Some(process.clone())),
+        // When all connections wait for what hangs, one more would only wait for a connection.
+        let may_try = |process: &&Arc<Process>| {
+            process.pool.has_room() && process.breaker.lets_one_through(process.now())
+        };
+        match ready.iter().find(may_try) {
+            Some(process) => Ok(Some(Chosen { process: process.clone(), trial: true })),
             None if ready.is_empty() => Ok(None),
             None => Err(CallError::Broken(self.name.clone())),
         }
@@ -411,12 +434,12 @@ impl Runner {
         &self,
         avoid: Option<usize>,
         until: tokio::time::Instant,
-    ) -> Result<Arc<Process>, CallError> {
+    ) -> Result<Chosen, CallError> {
         let _counted = Counted::new(&self.waiting);
         loop {
             let changed = self.changed.notified();
-            if let Some(process) = self.choose(avoid)? {
-                return Ok(process);
+            if let Some(chosen) = self.choose(avoid)? {
+                return Ok(chosen);
             }
             let not_ready = || CallError::NotReady(self.name.clone());
             if !self.managed || self.is_hopeless(until) {
@@ -482,5 +505,66 @@ impl Runners {
             Some(name) => self.all.iter().find(|runner| *runner.name == *name),
             None => self.all.first(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn processes(count: usize) -> (Runner, Vec<Arc<Process>>) {
+        let runner = Runner::managed("many", count, Limits::default());
+        let process = |index| Arc::new(Process::managed(&runner, index, "/nowhere".into(), 0));
+        let all: Vec<_> = (0..count).map(process).collect();
+        for process in &all {
+            runner.install(process.index, Some(process.clone()));
+        }
+        (runner, all)
+    }
+
+    #[track_caller]
+    fn check(runner: &Runner, avoid: Option<usize>, expected: Option<(usize, bool)>) {
+        for _ in 0..20 {
+            let chosen = runner.choose(avoid).expect("a breaker is closed");
+            assert_eq!(chosen.map(|chosen| (chosen.process.index, chosen.trial)), expected);
+        }
+    }
+
+    #[test]
+    fn the_least_busy_is_called() {
+        let (runner, all) = processes(3);
+        let busy: Vec<_> = [0, 0, 1, 2, 2].into_iter().map(|at| Counted::call(&all[at])).collect();
+        check(&runner, None, Some((1, false)));
+        drop(busy);
+        let _busy = (Counted::call(&all[1]), Counted::call(&all[2]));
+        check(&runner, None, Some((0, false)));
+        runner.install(0, None);
+        check(&runner, Some(1), Some((2, false)));
+        runner.install(2, None);
+        check(&runner, Some(1), Some((1, false)));
+        runner.install(1, None);
+        check(&runner, None, None);
+    }
+
+    #[test]
+    fn one_that_hangs_is_tried_when_there_is_no_other() {
+        let (runner, all) = processes(2);
+        assert!(all[1].breaker.hangs());
+        check(&runner, Some(0), Some((0, false)));
+        assert!(all[0].breaker.hangs());
+        assert!(matches!(runner.choose(None), Err(CallError::Broken(_))));
+        all[1].breaker.answered(all[1].now());
+        let trial = runner.choose(None).ok().flatten().expect("a trial");
+        assert_eq!((trial.process.index, trial.trial), (1, true));
+    }
+
+    #[test]
+    fn the_first_runner_is_the_default() {
+        let named = |name| Arc::new(Runner::managed(name, 1, Limits::default()));
+        let runners = Runners::new(vec![named("py"), named("go")]);
+        let find = |name| runners.find(name).map(|runner| runner.name().to_owned());
+        assert_eq!(find(None).as_deref(), Some("py"));
+        assert_eq!(find(Some("go")).as_deref(), Some("go"));
+        assert_eq!(find(Some("java")), None);
     }
 }

@@ -2,11 +2,12 @@
 //! that takes long whether it hangs, so that not every client has to wait until it is out of time.
 
 use std::{
+    io,
     sync::{Arc, Weak},
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::{
     call::Nothing,
@@ -16,13 +17,16 @@ use super::{
     runner::{PROBE_KEY, Process},
 };
 
-/// How long an answer is waited for.
+/// How long an answer of a process is waited for that seems to hang.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long one is waited for before the process is asked again: what listens by then may be its successor.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// A process of ours that answers nothing for so long is replaced.
 const HUNG: Duration = Duration::from_secs(10);
 
-/// How long an answer that comes later is read before the connection is closed.
+/// How long an answer that comes later still counts.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Asks until the breaker is closed or the process is replaced. There is one who asks, however often this is called.
@@ -41,7 +45,7 @@ pub fn suspect(process: &Arc<Process>) {
     }
     let process = process.clone();
     let listen = async move {
-        let hangs = matches!(knock(&process).await, Err(CallError::Timeout(_)));
+        let hangs = matches!(knock(&process, PATIENCE).await, Err(error) if is_silence(&error));
         if hangs && process.breaker().hangs() {
             let (runner, process) = (process.runner(), process.index());
             let error = "it answers nothing while a call is under way";
@@ -59,23 +63,25 @@ pub fn suspect(process: &Arc<Process>) {
 }
 
 async fn ask(process: Weak<Process>) {
-    let mut silent: Option<Instant> = None;
+    if let Some(process) = process.upgrade() {
+        process.hears();
+    }
     loop {
         let Some(process) = process.upgrade() else { return };
         let breaker = process.breaker();
-        match knock(&process).await {
+        match knock(&process, AGAIN).await {
             Ok(()) => {
-                silent = None;
+                process.hears();
                 breaker.answered(process.now());
             }
-            Err(CallError::Timeout(_)) => {
+            Err(error) if is_silence(&error) => {
                 breaker.unanswered(false);
-                if silent.get_or_insert_with(Instant::now).elapsed() > HUNG {
+                if process.silence() > HUNG {
                     process.desert();
                 }
             }
             Err(_) => {
-                silent = None;
+                process.hears();
                 breaker.unanswered(true);
             }
         }
@@ -98,20 +104,41 @@ async fn ask(process: Weak<Process>) {
 }
 
 /// A PrepareConf without plugins over a connection of its own: those for calls may all be in use by what hangs.
-async fn knock(process: &Process) -> Result<(), CallError> {
-    let mut connection = Connection::open(process.pool().path(), PATIENCE, process.life()).await?;
+async fn knock(process: &Arc<Process>, patience: Duration) -> Result<(), CallError> {
+    let mut connection = Connection::open(process.pool().path(), patience, process.life()).await?;
     let mut nothing = Nothing;
     let question = connection.call(
         kind::PREPARE_CONF,
         |encoder, _| Ok(encoder.prepare_conf(&[], PROBE_KEY)),
         &mut nothing,
     );
-    match timeout(PATIENCE, question).await {
+    match timeout(patience, question).await {
         Ok(Ok(_) | Err(CallError::Refused(_))) => Ok(()),
         Ok(Err(error)) => Err(error),
         Err(_) => {
-            tokio::spawn(connection.drain(kind::PREPARE_CONF, DRAIN));
-            Err(CallError::Timeout(PATIENCE))
+            tokio::spawn(listen(connection, Arc::downgrade(process)));
+            Err(CallError::Timeout(patience))
         }
+    }
+}
+
+/// Waits for an answer that is late: a busy machine is no hanging runner.
+async fn listen(connection: Connection, process: Weak<Process>) {
+    let life = connection.life;
+    let answered = connection.drain(kind::PREPARE_CONF, DRAIN).await;
+    if let Some(process) = process.upgrade().filter(|process| answered && process.life() == life) {
+        process.hears();
+        process.breaker().answered(process.now());
+    }
+}
+
+/// Whether this is how a process hangs: it answers nothing, or accepts no connection any more.
+fn is_silence(error: &CallError) -> bool {
+    match error {
+        CallError::Timeout(_) => true,
+        CallError::Connect { source, .. } => {
+            matches!(source.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+        }
+        _ => false,
     }
 }

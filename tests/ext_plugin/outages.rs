@@ -145,6 +145,83 @@ fn a_runner_that_answers_only_half_of_what_it_should_is_tried_again() {
     fixture.get("/").expect(200);
 }
 
+/// A plugin that hangs and comes back in a process that answers all the while; gives how long it took each time until
+/// it was used again. `fault` is what becomes of calls while it hangs, `settings` says how long they may take.
+#[track_caller]
+fn back_after_hanging(fault: &str, settings: impl FnOnce(Setup) -> Setup) -> Vec<Duration> {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("hangs");
+    let plugins = pre("fault", format!("{fault}:{}", file.display()));
+    let fixture =
+        Fixture::with(plugins, |setup| settings(setup.set("ext-plugin.circuit_breaker.failures", 1)));
+    let refused = "its circuit breaker is open";
+    let times = (0..4).map(|round| {
+        fixture.get("/").expect(200);
+        std::fs::write(&file, "").unwrap();
+        eventually("the breaker opens", || {
+            clean(fixture.get("/"));
+            fixture.gateway.stderr().matches(refused).count() > round
+        });
+        let mut asked = 0;
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(2) {
+            clean(fixture.get("/"));
+            asked += 1;
+        }
+        // Those that find out whether it still hangs wait for half a second, and there are no two at once.
+        assert!(asked > 10, "{asked} requests were answered");
+        std::fs::remove_file(&file).unwrap();
+        let back = Instant::now();
+        eventually("it is used again", || fixture.get("/").status == 200);
+        let took = back.elapsed();
+        for _ in 0..5 {
+            fixture.get("/").expect(200);
+        }
+        fixture.upstream.forget();
+        took
+    });
+    let times = times.collect();
+    println!("{fault}: used again after {times:?}");
+    times
+}
+
+#[test]
+fn a_plugin_that_no_longer_hangs_is_used_again_within_a_second() {
+    let second = Duration::from_secs(1);
+    let short = |setup: Setup| setup.set("ext-plugin.timeout.call", "1s");
+    // On a machine that is busy any of them may take longer, but not each.
+    let times = back_after_hanging("hang_while", short);
+    assert!(*times.iter().min().unwrap() < second, "{times:?}");
+    // Calls that were given up and are answered in their time close it, too.
+    let times = back_after_hanging("wait_while", short);
+    assert!(*times.iter().min().unwrap() < second, "{times:?}");
+}
+
+#[test]
+fn a_plugin_that_is_slower_than_a_trial_is_used_again() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("hangs");
+    let fixture = Fixture::with(json!({}), |setup| {
+        setup.set("ext-plugin.circuit_breaker.failures", 1).set("ext-plugin.timeout.call", "20s")
+    });
+    let slow = json!([{"name": "fault", "value": "sleep:1500"}]);
+    let hangs = json!([{"name": "fault", "value": format!("hang_while:{}", file.display())}]);
+    let route = |id: &str, conf: Value, limit: Value| {
+        let mut pre = json!({"conf": conf});
+        pre["timeout_ms"] = limit;
+        json!({"id": id, "uri": format!("/{id}"), "plugins": {"ext-plugin-pre-req": pre}, "upstream": fixture.upstream.resource()})
+    };
+    let routes = [route("slow", slow, json!(20_000)), route("hangs", hangs, json!(100))];
+    fixture.gateway.rewrite(json!({"routes": routes}));
+    eventually("the routes are there", || fixture.get("/elsewhere").status == 404);
+    std::fs::write(&file, "").unwrap();
+    clean(fixture.get("/hangs"));
+    eventually("a reply that came too late for its client lets others through", || {
+        fixture.get("/slow").status == 200
+    });
+    fixture.get("/slow").expect(200);
+}
+
 #[test]
 fn failures_of_plugins_open_nothing() {
     for fault in ["error:0", "error:1", "close", "garbage"] {
