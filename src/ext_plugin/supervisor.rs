@@ -68,6 +68,12 @@ const NOTICE: Duration = Duration::from_secs(1);
 /// Between two looks at the files that are watched.
 const WATCH: Duration = Duration::from_secs(1);
 
+/// Between two looks at files that have just changed: who writes them may not be done yet.
+const SETTLE: Duration = Duration::from_millis(250);
+
+/// Such looks, after which nobody is waited for.
+const SETTLES: usize = 20;
+
 /// Files that are watched at most.
 const WATCHED: usize = 10_000;
 
@@ -103,11 +109,24 @@ pub async fn run(runner: Arc<Runner>, launch: Launch) {
         sleep(WATCH).await;
         let now = newest(&launch.watch).await;
         if now != seen {
-            seen = now;
+            seen = settled(&launch.watch, now).await;
             tracing::warn!(runner = runner.name(), "files of the runner changed; new processes are started");
             let _ = changed.send(());
         }
     }
+}
+
+/// What is seen when nothing changes any more. Half of a program does not start, and a half-copied plugin does not load.
+async fn settled(paths: &[PathBuf], mut seen: (usize, Option<SystemTime>)) -> (usize, Option<SystemTime>) {
+    for _ in 0..SETTLES {
+        sleep(SETTLE).await;
+        let now = newest(paths).await;
+        if now == seen {
+            break;
+        }
+        seen = now;
+    }
+    seen
 }
 
 /// Number of files and the time of the youngest change; directories with what is in them.
@@ -143,9 +162,28 @@ struct Running {
     since: Instant,
 }
 
+/// How long a process is away before it is started again: ever longer as long as it is not well.
+struct Pause(Duration);
+
+impl Pause {
+    /// After a start that failed.
+    fn after_failed_start(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(LAST_PAUSE);
+        pause
+    }
+
+    /// After the end of one that was ready for so long.
+    fn after_life(&mut self, lived: Duration) -> Duration {
+        let pause = if lived >= WELL { FIRST_PAUSE } else { self.0.min(LAST_PAUSE_OF_READY) };
+        self.0 = pause * 2;
+        pause
+    }
+}
+
 /// Keeps one process of a runner running.
 async fn keep(runner: Arc<Runner>, launch: Arc<Launch>, index: usize, mut changed: watch::Receiver<()>) {
-    let mut pause = FIRST_PAUSE;
+    let mut pause = Pause(FIRST_PAUSE);
     let mut running: Option<Running> = None;
     let told = runner.told(index).clone();
     loop {
@@ -162,8 +200,7 @@ async fn keep(runner: Arc<Runner>, launch: Arc<Launch>, index: usize, mut change
                     runner.stumbled();
                     told.tell(|story| story.failed_starts += 1);
                     told.failed(&e);
-                    rest(&runner, index, pause).await;
-                    pause = (pause * 2).min(LAST_PAUSE);
+                    rest(&runner, index, pause.after_failed_start()).await;
                 }
             }
             continue;
@@ -189,9 +226,7 @@ async fn keep(runner: Arc<Runner>, launch: Arc<Launch>, index: usize, mut change
         if let Some(ended) = running.take() {
             stop(ended).await;
         }
-        pause = if lived >= WELL { FIRST_PAUSE } else { pause.min(LAST_PAUSE_OF_READY) };
-        rest(&runner, index, pause).await;
-        pause *= 2;
+        rest(&runner, index, pause.after_life(lived)).await;
     }
 }
 
@@ -333,4 +368,33 @@ fn spawn(launch: &Launch, socket: &Path, expire: Duration) -> io::Result<(Child,
         .process_group(0)
         .spawn()?;
     Ok((child, UnixStream::from_std(ours)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pauses in milliseconds of a runner's story: `x` a start that failed, a number the seconds that it was ready.
+    #[track_caller]
+    fn check(story: &str, expected: &[u64]) {
+        let mut pause = Pause(FIRST_PAUSE);
+        let pauses = story.split_whitespace().map(|word| match word.parse() {
+            Ok(lived) => pause.after_life(Duration::from_secs(lived)),
+            Err(_) => pause.after_failed_start(),
+        });
+        let expected = expected.iter().copied().map(Duration::from_millis);
+        assert_eq!(pauses.collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "{story}");
+    }
+
+    #[test]
+    fn pauses_grow_and_begin_anew() {
+        check("x x x x", &[100, 200, 400, 800]);
+        check(
+            "x x x x x x x x x x x",
+            &[100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000],
+        );
+        check("1 1 1 1 1 1", &[100, 200, 400, 800, 1000, 1000]);
+        check("1 1 1 60 1", &[100, 200, 400, 100, 200]);
+        check("x x x x x 1 x", &[100, 200, 400, 800, 1600, 1000, 2000]);
+    }
 }

@@ -6,6 +6,7 @@ mod languages;
 mod observed;
 mod outages;
 mod own;
+mod reload;
 mod responses;
 mod routes;
 mod secure;

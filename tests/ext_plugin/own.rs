@@ -97,6 +97,18 @@ fn the_runner_of_the_configuration_is_started_and_ends() {
     assert!(told.contains("no process of it is ready") && code == Some(7), "{told}");
 }
 
+/// What `make` prints in a directory that `plugin new` wrote; it must succeed.
+#[track_caller]
+pub(super) fn made(directory: &Path, target: &str) -> String {
+    let programs = Path::new(PROGRAM).parent().expect("it lies in a directory").display();
+    let path = format!("{programs}:{}", std::env::var("PATH").unwrap_or_default());
+    let done = Command::new("make").current_dir(directory).env("PATH", path).arg(target).output();
+    let done = done.expect("make runs");
+    let told = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    assert!(done.status.success(), "{told}");
+    told
+}
+
 /// What `plugin new` writes for a language is built as its README says, and does what that promises.
 #[track_caller]
 fn begun(language: &str) {
@@ -104,8 +116,11 @@ fn begun(language: &str) {
     let (told, code) = run(home.path(), &["plugin", "new", language, "rate-card"]);
     assert_eq!(code, Some(0), "{told}");
     let own = home.path().join("rate-card");
-    let built = Command::new("make").current_dir(&own).arg("build").output().expect("make runs");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&[built.stdout, built.stderr].concat()));
+    let told = made(&own, "test");
+    assert!(
+        told.contains("answers 403 Forbidden") && told.contains("the response goes on, changed"),
+        "{told}"
+    );
     let call = |words: &[&str]| {
         let (told, code) =
             run(&own, &[&["plugin", "test", "-c", "conf/config.yaml", "rate-card"], words].concat());

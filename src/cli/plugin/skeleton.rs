@@ -73,17 +73,34 @@ const README: &str = include_str!("../../../plugins/skeleton/README.md");
 const CONFIG: &str = include_str!("../../../plugins/skeleton/config.yaml");
 const ROUTES: &str = include_str!("../../../plugins/skeleton/apisix.yaml");
 
-const PYTHON_MAKEFILE: &str = ".PHONY: build
+const PYTHON_MAKEFILE: &str = ".PHONY: build run test
 build: ## nothing has to be built
-\tpython3 -c 'import sys; sys.exit(\"Python 3.9 or newer is needed\" if sys.version_info < (3, 9) else 0)'
+\t@python3 -c 'import sys; sys.exit(\"Python 3.9 or newer is needed\" if sys.version_info < (3, 9) else 0)'
+
+run: build ## in the foreground, where `ext-plugin.path_for_test` of a gateway looks
+\tAPISIX_LISTEN_ADDRESS=$${APISIX_LISTEN_ADDRESS:-unix:/tmp/runner.sock} exec python3 runner/bin/py-runner start --plugins plugins
+
+test: build
 ";
 
-const NODE_MAKEFILE: &str = ".PHONY: build
+const NODE_MAKEFILE: &str = ".PHONY: build run test
 build: runner/dist/made ## the runner; the plugin needs no building
+
+run: build ## in the foreground, where `ext-plugin.path_for_test` of a gateway looks
+\tAPISIX_LISTEN_ADDRESS=$${APISIX_LISTEN_ADDRESS:-unix:/tmp/runner.sock} exec node runner/bin/runner.js plugins
 
 runner/dist/made: runner/package-lock.json runner/tsconfig.json $(wildcard runner/src/*.ts)
 \tcd runner && npm ci --no-audit --no-fund --ignore-scripts && npm run --silent build
 \t@touch $@
+
+test: build
+\tfor file in plugins/*.js; do node --check $$file || exit 1; done
+";
+
+/// What every Makefile ends with, after what the language itself tests: the plugin is called.
+const TRIALS: &str = "\tportcullis plugin test -c conf/config.yaml {NAME} /hello
+\tportcullis plugin test -c conf/config.yaml {NAME} '/hello?stop=1'
+\tportcullis plugin test -c conf/config.yaml {NAME} --response 200
 ";
 
 /// What differs between the languages.
@@ -247,6 +264,9 @@ fn files(language: Language, name: &str, home: &Path) -> Vec<(String, String)> {
     let mut all: Vec<(String, String)> =
         as_is.map(|(path, text)| (path.to_owned(), text.to_owned())).collect();
     all.extend(made.into_iter().map(|(path, text)| (path, fill(text))));
+    for (_, text) in all.iter_mut().filter(|(path, _)| path == "Makefile") {
+        text.push_str(&fill(TRIALS));
+    }
     all
 }
 
@@ -285,7 +305,12 @@ mod tests {
                     assert!(!text.contains(&format!("{{{word}}}")), "{language:?} {path}: {word}");
                 }
             }
-            assert!(all.iter().any(|(path, _)| path == "Makefile"), "{language:?}");
+            let makefile = all.iter().find(|(path, _)| path == "Makefile");
+            let (_, makefile) = makefile.expect("a Makefile");
+            let (_, tests) = makefile.split_once("\ntest: build\n").expect("a target to test");
+            assert!(tests.lines().all(|line| line.starts_with('\t')), "{language:?}: {tests}");
+            assert!(tests.ends_with(&TRIALS.replace("{NAME}", "hello")), "{language:?}: {tests}");
+            assert!(makefile.contains("\nrun: build"), "{language:?}: {makefile}");
         }
     }
 
