@@ -211,3 +211,38 @@ fn post_req_knows_the_consumer() {
     let answer = gateway.request("GET", "/").header("apikey", "sesame").send().expect(200);
     assert_eq!(answer.json(), json!(["jack"]));
 }
+
+#[test]
+fn on_whatever_carries_plugins() {
+    use crate::support::{gateway::Setup, runner::Runner, upstream::Upstream};
+    let (upstream, runner) = (Upstream::echo(), Runner::start());
+    let says = |who: &str| conf("rewrite", json!({"headers": [[format!("x-{who}"), "1"]]}));
+    let route = |id: &str, more: Value| {
+        let mut route = json!({"id": id, "uri": format!("/{id}")});
+        route.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        route
+    };
+    let gateway = Setup::file(json!({
+        "routes": [
+            route("service", json!({"service_id": "1"})),
+            route("both", json!({"service_id": "1", "plugins": {"ext-plugin-pre-req": says("route")}})),
+            route("consumer", json!({"plugins": {"key-auth": {}}, "upstream": upstream.resource()})),
+        ],
+        "services": [{"id": "1", "plugins": {"ext-plugin-pre-req": says("service")}, "upstream": upstream.resource()}],
+        "consumers": [{"username": "jack", "plugins": {
+            "key-auth": {"key": "sesame"}, "ext-plugin-pre-req": says("early"), "ext-plugin-post-req": says("late"),
+        }}],
+        "global_rules": [{"id": "1", "plugins": {"ext-plugin-post-req": says("all")}}],
+    }))
+    .set("ext-plugin.path_for_test", runner.socket().display().to_string())
+    .start();
+    let seen = |target: &str| {
+        gateway.request("GET", target).header("apikey", "sesame").send().expect(200);
+        let seen = upstream.last();
+        let all = ["x-service", "x-route", "x-early", "x-late", "x-all"].into_iter();
+        all.filter(|name| seen.header(name).is_some()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(seen("/service"), "x-service x-all");
+    assert_eq!(seen("/both"), "x-route x-all", "the route's takes the place of the service's");
+    assert_eq!(seen("/consumer"), "x-early x-late x-all");
+}

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Fixture;
-use crate::support::{at, eventually, runner::conf};
+use crate::support::{at, client::Request, eventually, runner::conf};
 
 fn pre(name: &str, value: impl Into<Value>) -> Value {
     json!({"ext-plugin-pre-req": conf(name, value)})
@@ -165,4 +165,7 @@ fn a_hanging_runner_gets_so_many_calls_and_no_more() {
             scope.spawn(|| fixture.get("/").expect(503));
         }
     });
+    let metrics = Request::new(fixture.gateway.ports.metrics, "GET", "/apisix/prometheus/metrics").send();
+    let metrics = metrics.expect(200).text();
+    assert!(metrics.contains("kind=\"queue_timeout\"}"), "those that waited were told so: {metrics}");
 }

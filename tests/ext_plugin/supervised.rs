@@ -149,3 +149,18 @@ fn a_configuration_that_was_not_used_for_too_long_is_told_anew() {
     assert_eq!((tokens(&gateway, "outcome=\"miss\""), tokens(&gateway, "outcome=\"renewal\"")), (4, 0));
     assert!(!gateway.stderr().contains("conf token not found"));
 }
+
+#[test]
+fn a_runner_that_prints_without_end_does_not_fill_the_log() {
+    const LINES: usize = 50_000;
+    let prints = format!("seq -f 'line %.0f' {LINES}; sleep 2; echo done; exec {}", program().display());
+    let (gateway, _upstream) = start(
+        |setup| setup.set("ext-plugin.cmd", json!(["sh", "-c", prints])),
+        json!({"ext-plugin-pre-req": conf("echo", "")}),
+    );
+    answering(&gateway);
+    let log = gateway.stderr();
+    assert!(log.contains("line 1 runner=\"default\" process=0"), "{log}");
+    assert!(log.contains("the runner printed more than is logged"), "{log}");
+    assert!(log.matches("line ").count() < LINES / 2, "{log}");
+}
