@@ -9,7 +9,9 @@
 //!
 //! A file that cannot be written is read and served; writes are tried again, each with an answer that says why it failed.
 //!
-//! This is the only file that names `redb`.
+//! Only this file and its modules name `redb`.
+
+mod overlay;
 
 use std::{
     fs, io,
@@ -23,10 +25,10 @@ use std::{
 
 use async_trait::async_trait;
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError,
-    TableDefinition, backends::InMemoryBackend,
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
 };
 
+use self::overlay::Overlay;
 use super::{
     Change, Committed, Entry, Outage, Store, StoreError, Watch, Write,
     catalog::Catalog,
@@ -263,18 +265,14 @@ fn unwritable(path: &Path) -> Option<io::Error> {
     read_only.then_some(error)
 }
 
-/// Reads a file that cannot be written. In memory, because a process that was killed while it wrote leaves work to be
-/// done before the content can be read.
+/// Reads a file that cannot be written.
 fn read_only(path: &Path) -> Result<Held, redb::Error> {
     let file = fs::File::open(path)?;
     if let Err(fs::TryLockError::WouldBlock) = file.try_lock_shared() {
         return Err(redb::Error::DatabaseAlreadyOpen);
     }
-    let content = fs::read(path)?;
-    let memory = InMemoryBackend::new();
-    memory.set_len(content.len() as u64)?;
-    memory.write(0, &content)?;
-    let database = catching(|| builder().create_with_backend(memory))?;
+    let overlay = Overlay::new(file)?;
+    let database = catching(|| builder().create_with_backend(overlay))?;
     read(&database)
 }
 
