@@ -282,41 +282,11 @@ fn described(def: &PluginDef) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use prometheus::Registry as MetricsRegistry;
-
     use super::*;
     use crate::{
-        builtin::Enabled,
-        compat::Compat,
-        plugin::{env::Carry, metrics::Metrics},
-        snapshot::{compile::Env, router::Mode},
+        snapshot::compile::Env,
         store::{Event, Guard, MemoryStore},
-        upstream::{
-            conf::{ChecksSwitch, KeepaliveConf, TimeoutConf, UpstreamDefaults},
-            resolve::{Resolver, ResolverConf},
-        },
     };
-
-    fn env() -> Env {
-        Env {
-            registry: Enabled::new(None, Map::new()),
-            compat: Compat::Now,
-            mode: Mode::HostUri,
-            keyring: None,
-            carry: Carry::default(),
-            metrics: Arc::new(Metrics::new(MetricsRegistry::new())),
-            debug_auth: false,
-            unjudged: false,
-            secrets: Arc::default(),
-            upstream: UpstreamDefaults {
-                resolver: Resolver::new(&ResolverConf::default()).unwrap(),
-                timeout: TimeoutConf::default(),
-                keepalive: KeepaliveConf::default(),
-                checks: ChecksSwitch::On,
-            },
-            apis: Vec::new(),
-        }
-    }
 
     /// A gateway with these resources, which are not written through the Admin API.
     async fn api(resources: &[(Kind, &str, Value)]) -> ControlApi {
@@ -324,7 +294,7 @@ mod tests {
         for (kind, id, value) in resources {
             store.put(&Key::new(*kind, *id), value.to_string().into(), Guard::Any, None).await.unwrap();
         }
-        let control = Arc::new(Control::new(Arc::new(env())));
+        let control = Arc::new(Control::new(Arc::new(Env::plain())));
         let mut events = store.watch();
         let first: Event = events.recv().await;
         control.apply(vec![first]);

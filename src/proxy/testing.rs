@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue};
 use pingora_proxy::Session;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
 use super::{
@@ -13,18 +13,12 @@ use super::{
     options::{Options, RealIp},
 };
 use crate::{
-    builtin::Enabled,
     compat::Compat,
     control::Control,
     net::ip_set::IpSet,
-    plugin::{env::Carry, metrics::Metrics},
     resource::{Key, Kind},
-    snapshot::{compile::Env, router::Mode},
+    snapshot::compile::Env,
     store::{Entry, Event},
-    upstream::{
-        conf::{ChecksSwitch, KeepaliveConf, TimeoutConf, UpstreamDefaults},
-        resolve::{Resolver, ResolverConf},
-    },
 };
 
 /// A gateway that serves these resources, set up as config.yaml's defaults do.
@@ -40,7 +34,7 @@ pub fn gateway(resources: impl IntoIterator<Item = (Kind, String, Value)>) -> Ga
         modified: 1,
         expires: None,
     };
-    let control = Control::new(Arc::new(environment()));
+    let control = Control::new(Arc::new(Env::plain()));
     let entries = resources.into_iter().map(entry).collect();
     control.apply(vec![Event::Reset { entries, revision: 1 }]);
     assert!(control.faults().is_empty(), "{:?}", control.faults());
@@ -58,27 +52,6 @@ pub async fn session(raw: &str) -> Session {
     let mut session = Session::new_h1(Box::new(server));
     assert!(session.read_request().await.expect("a readable request"), "a request");
     session
-}
-
-pub(super) fn environment() -> Env {
-    Env {
-        registry: Enabled::new(None, Map::new()),
-        compat: Compat::Now,
-        mode: Mode::HostUri,
-        keyring: None,
-        carry: Carry::default(),
-        metrics: Arc::new(Metrics::new(prometheus::Registry::new())),
-        debug_auth: false,
-        unjudged: false,
-        secrets: Arc::default(),
-        upstream: UpstreamDefaults {
-            resolver: Resolver::new(&ResolverConf::default()).expect("a resolver"),
-            timeout: TimeoutConf::default(),
-            keepalive: KeepaliveConf::default(),
-            checks: ChecksSwitch::On,
-        },
-        apis: Vec::new(),
-    }
 }
 
 pub(super) fn options() -> Options {

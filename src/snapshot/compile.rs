@@ -24,7 +24,10 @@ use crate::{
     },
     secret::{self, Reference, ResolveError, SecretRef, cache::Secrets, encryption::Keyring},
     settings::fault::nearest,
-    upstream::conf::UpstreamDefaults,
+    upstream::{
+        conf::{ChecksSwitch, KeepaliveConf, TimeoutConf, UpstreamDefaults},
+        resolve::{Resolver, ResolverConf},
+    },
 };
 
 /// What compilation needs and what lives as long as the process.
@@ -51,6 +54,34 @@ pub struct Env {
     pub upstream: UpstreamDefaults,
     /// Endpoints behind `public-api`.
     pub apis: Vec<PublicApi>,
+}
+
+impl Env {
+    /// What config.yaml's defaults make, with every plugin: for what runs without one, tests and micro-benchmarks.
+    ///
+    /// # Panics
+    /// The system's resolver cannot be set up.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self {
+            registry: Enabled::new(None, Map::new()),
+            compat: Compat::Now,
+            mode: Mode::HostUri,
+            keyring: None,
+            secrets: Arc::default(),
+            carry: Carry::default(),
+            metrics: Arc::new(Metrics::new(prometheus::Registry::new())),
+            debug_auth: false,
+            unjudged: false,
+            upstream: UpstreamDefaults {
+                resolver: Resolver::new(&ResolverConf::default()).expect("a resolver"),
+                timeout: TimeoutConf::default(),
+                keepalive: KeepaliveConf::default(),
+                checks: ChecksSwitch::On,
+            },
+            apis: Vec::new(),
+        }
+    }
 }
 
 /// Compiles the plugins of one resource. Steps of `old` whose configuration did not change are kept: their

@@ -247,7 +247,7 @@ fn gateway(plugins: &Value, node: String) -> Gateway {
     let key = Key::new(Kind::Route, "1");
     let entry = Entry { key, value: route.to_string().into(), created: 1, modified: 1, expires: None };
     let registry = Enabled::new(None, Map::new()).with(&PROBE);
-    let control = Control::new(Arc::new(Env { registry, ..testing::environment() }));
+    let control = Control::new(Arc::new(Env { registry, ..Env::plain() }));
     control.apply(vec![Event::Reset { entries: vec![entry], revision: 1 }]);
     assert!(control.faults().is_empty(), "{:?}", control.faults());
     let metrics = control.env().metrics.clone();
