@@ -472,17 +472,10 @@ fn options(settings: &Settings, draining: Arc<AtomicBool>) -> Result<Options> {
         keepalive: http.keepalive_timeout,
         body_timeout: http.client_body_timeout,
         send_timeout: http.send_timeout,
-        max_request_line: MAX_REQUEST_LINE,
         log_credentials: settings.portcullis.log_credentials,
-        max_head: MAX_HEAD,
         draining,
     })
 }
-
-/// nginx: `large_client_header_buffers 4 8k`, of which APISIX says nothing: one for the request line…
-const MAX_REQUEST_LINE: usize = 8 * 1024;
-/// …and all four for the head.
-const MAX_HEAD: usize = 4 * 8 * 1024;
 
 /// The schema that `portcullis schema NAME` prints: a plugin's, a resource's, or all of them.
 pub fn schema(name: Option<&str>) -> Option<Value> {

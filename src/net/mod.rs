@@ -8,6 +8,7 @@
 pub mod args;
 pub mod chunked;
 pub mod escape;
+pub mod head;
 pub mod host;
 pub mod host_pattern;
 pub mod ip_set;

@@ -3,42 +3,39 @@
 //! Pingora's own look at a clear-text connection waits for the 24 bytes of HTTP/2's preface, for ever: a short
 //! HTTP/1.0 request, or garbage, would get no answer. Three bytes tell enough, and the wait for them is bounded.
 //!
-//! The first line of every request is looked at before Pingora parses it: what nginx takes and Pingora does not is
-//! escaped, and what is no request is answered and logged like all others, through a request that stands in for it.
-//!
 //! Pingora sets a timer for every wait between two requests. Here a connection has one timer for its whole life, which
 //! looks at the time its last request ended: requests pay two stores.
 //!
 //! Differs from APISIX: `keepalive_timeout` bounds the time to the end of the next request's head, not to its first byte.
 
 use std::{
-    pin::{Pin, pin},
+    pin::pin,
     sync::{
         Arc, LazyLock, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use bytes::BytesMut;
-use memchr::memmem;
 use pingora::{
     apps::{HttpServerApp, ServerApp},
     protocols::{Stream, http::ServerSession as HttpSession},
     server::ShutdownWatch,
 };
 use pingora_proxy::HttpProxy;
-use tokio::io::AsyncReadExt;
 
-use super::Gateway;
-use crate::{
-    net::request_line::{self, Line, Refusal},
-    plugin::metrics::Metrics,
+use super::{
+    Gateway,
+    incoming::{self, Incoming, Refused},
 };
+use crate::{net::head::Facts, plugin::metrics::Metrics};
 
-/// How HTTP/2's preface begins (RFC 9113 §3.4). No method of HTTP/1 that anybody uses begins like this.
-const PREFACE: &[u8; 3] = b"PRI";
+/// HTTP/2's preface (RFC 9113 §3.4). No method of HTTP/1 that anybody uses begins like this.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// So much of it tells enough: hardly anybody sends less.
+const BEGINNING: usize = 3;
 
 /// What listens for clients.
 pub struct Front {
@@ -76,18 +73,14 @@ impl Drop for Open<'_> {
 struct Connection {
     /// Since when it waits for its next request, in milliseconds since [`ZERO`].
     idle: AtomicU64,
+    /// What the head of the request that begins now says: [`CLAIMS`], [`CHUNKED`].
+    facts: AtomicU8,
     /// Why the request that begins now is none; it is the last one.
     refused: OnceLock<Refused>,
 }
 
-/// A request that stands in for something that is none.
-#[derive(Clone)]
-pub struct Refused {
-    /// What its client is told, and why.
-    pub why: Refusal,
-    /// The line it sent.
-    pub line: Box<[u8]>,
-}
+const CLAIMS: u8 = 1;
+const CHUNKED: u8 = 2;
 
 /// Stands for no time: there is a request, or there was none yet, for which there is a timer of its own.
 const BUSY: u64 = u64::MAX;
@@ -104,8 +97,8 @@ tokio::task_local! {
 
 /// How a request begins.
 pub enum Begun {
-    /// As it should.
-    Well,
+    /// As it should. `None`: nobody looked at its head, as in a stream of HTTP/2.
+    Well(Option<Facts>),
     /// The connection is being closed this very moment, and the client must find that nothing was done.
     TooLate,
     /// It was no request.
@@ -114,8 +107,7 @@ pub enum Begun {
 
 /// A request begins on the connection of the running task.
 pub fn begin() -> Begun {
-    // Without a connection nobody looks.
-    CONNECTION.try_with(|connection| connection.begin()).unwrap_or(Begun::Well)
+    CONNECTION.try_with(|connection| connection.begin()).unwrap_or(Begun::Well(None))
 }
 
 /// The request is over, and the connection waits for another.
@@ -129,16 +121,35 @@ fn since_zero(at: Instant) -> u64 {
 
 impl Connection {
     fn new() -> Self {
-        Self { idle: AtomicU64::new(BUSY), refused: OnceLock::new() }
+        Self { idle: AtomicU64::new(BUSY), facts: AtomicU8::new(CLAIMS), refused: OnceLock::new() }
     }
 
     fn begin(&self) -> Begun {
         match self.idle.swap(BUSY, Ordering::Relaxed) {
             OVER => Begun::TooLate,
-            REFUSED => {
-                self.refused.get().map_or(Begun::Well, |refused| Begun::Refused(Box::new(refused.clone())))
+            REFUSED => match self.refused.get() {
+                Some(refused) => Begun::Refused(Box::new(refused.clone())),
+                None => Begun::Well(None),
+            },
+            _ => {
+                let facts = self.facts.load(Ordering::Relaxed);
+                Begun::Well(Some(Facts { claims: facts & CLAIMS != 0, chunked: facts & CHUNKED != 0 }))
             }
-            _ => Begun::Well,
+        }
+    }
+
+    /// Tells the request that begins next what is known of it; what the framework reads.
+    fn receive(&self, incoming: Incoming) -> BytesMut {
+        match incoming {
+            Incoming::Request(head, facts) => {
+                let (claims, chunked) = (u8::from(facts.claims), u8::from(facts.chunked));
+                self.facts.store((claims * CLAIMS) | (chunked * CHUNKED), Ordering::Relaxed);
+                head
+            }
+            Incoming::Refused(stand_in, refused) => {
+                self.refuse(*refused);
+                stand_in
+            }
         }
     }
 
@@ -171,7 +182,8 @@ impl Front {
         let connection = Arc::new(Connection::new());
         // In the task that the framework made. In one of its own, requests moved between threads more often, and an
         // upstream connection that the pool's watcher on another thread is just letting go of counts as taken there.
-        let mut serving = pin!(CONNECTION.scope(connection.clone(), self.requests(stream, shutdown)));
+        let mut serving =
+            pin!(CONNECTION.scope(connection.clone(), self.requests(&connection, stream, shutdown)));
         let mut wait = pin!(tokio::time::sleep(self.keepalive));
         loop {
             tokio::select! {
@@ -185,7 +197,7 @@ impl Front {
     }
 
     /// One request after another. Pingora's own loop would look for HTTP/2 again.
-    async fn requests(&self, mut stream: Stream, shutdown: &ShutdownWatch) {
+    async fn requests(&self, connection: &Connection, mut stream: Stream, shutdown: &ShutdownWatch) {
         let mut end = shutdown.clone();
         let mut end = pin!(async move {
             // Fails when nobody can say any more that the process ends.
@@ -193,20 +205,19 @@ impl Front {
         });
         // Until the first request decides, in `guard`.
         let keepalive = (!*shutdown.borrow()).then_some(self.patience.as_secs().max(1));
-        let first =
-            tokio::time::timeout(self.patience, beginning(&mut stream, end.as_mut(), &self.metrics)).await;
-        let Ok(Some(head)) = first else { return };
+        let first = incoming::head(&mut stream, end.as_mut(), &self.metrics);
+        let Ok(Some(head)) = tokio::time::timeout(self.patience, first).await else { return };
         let mut session = HttpSession::new_http1(stream);
         session.set_keepalive(keepalive);
-        read_first(&mut session, head);
+        read_first(&mut session, connection.receive(head));
         while let Some(reused) = self.proxy.process_new_http(session, shutdown).await {
             let (mut stream, settings) = reused.consume();
-            let Some(head) = beginning(&mut stream, end.as_mut(), &self.metrics).await else { return };
+            let Some(head) = incoming::head(&mut stream, end.as_mut(), &self.metrics).await else { return };
             session = HttpSession::new_http1(stream);
             if let Some(settings) = settings {
                 settings.apply_to_session(&mut session);
             }
-            read_first(&mut session, head);
+            read_first(&mut session, connection.receive(head));
         }
     }
 }
@@ -218,98 +229,15 @@ fn read_first(session: &mut HttpSession, head: BytesMut) {
     }
 }
 
-/// As much as the framework reads at once.
-const ROOM: usize = 4096;
-/// Beyond this the framework reads on, and `guard` says what is too long.
-const LONGEST: usize = 64 * 1024;
-/// What the gateway answers when there is no request. Its answer is for what was refused.
-const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
-
-/// Counts a connection whose request has come in part until it is dropped.
-struct Reading<'a>(&'a Metrics);
-
-impl<'a> Reading<'a> {
-    fn new(metrics: &'a Metrics) -> Self {
-        metrics.gateway.reading.fetch_add(1, Ordering::Relaxed);
-        Self(metrics)
+/// The whole preface, or else Pingora would serve HTTP/1 by itself.
+async fn begins_as_http2(stream: &mut Stream) -> std::io::Result<bool> {
+    let mut first = [0; PREFACE.len()];
+    let known = stream.try_peek(&mut first[..BEGINNING]).await?;
+    if !known || first[..BEGINNING] != PREFACE[..BEGINNING] {
+        return Ok(false);
     }
-}
-
-impl Drop for Reading<'_> {
-    fn drop(&mut self) {
-        self.0.gateway.reading.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Whether a head ends behind `from`, where the search was before.
-fn is_whole(input: &[u8], from: usize) -> bool {
-    let news = &input[from.saturating_sub(2)..];
-    let ends = |end: &[u8]| news.ends_with(end) || memmem::find(news, end).is_some();
-    ends(b"\n\r\n") || ends(b"\n\n")
-}
-
-/// Reads a request's head and mends its first line; `None` when the client, or this process, has gone before.
-async fn beginning(
-    stream: &mut Stream,
-    mut end: Pin<&mut (dyn Future<Output = ()> + Send)>,
-    metrics: &Metrics,
-) -> Option<BytesMut> {
-    let mut input = BytesMut::with_capacity(ROOM);
-    let mut reading = None;
-    let mut searched = 0;
-    loop {
-        tokio::select! {
-            biased;
-            read = stream.read_buf(&mut input) => {
-                if read.ok()? == 0 {
-                    return None;
-                }
-            }
-            () = &mut end => return None,
-        }
-        if searched == 0 {
-            match request_line::look(&input) {
-                Line::Refused(why) => return Some(refused(stream, input, why).await),
-                Line::Mended { line, length } => {
-                    let rest = input.split_off(length);
-                    input = BytesMut::from(&line[..]);
-                    input.unsplit(rest);
-                }
-                Line::Plain => {}
-                Line::Partial if input.len() < LONGEST => {
-                    reading.get_or_insert_with(|| Reading::new(metrics));
-                    continue;
-                }
-                Line::Partial => return Some(input),
-            }
-        }
-        if is_whole(&input, searched) || input.len() >= LONGEST {
-            return Some(input);
-        }
-        searched = input.len();
-        reading.get_or_insert_with(|| Reading::new(metrics));
-    }
-}
-
-/// Leaves the answer to a request that stands in.
-async fn refused(stream: &mut Stream, mut input: BytesMut, why: Refusal) -> BytesMut {
-    rest_of_head(stream, &mut input).await;
-    let mut lines = input[..].split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
-    let line = lines.find(|line| !line.is_empty()).unwrap_or_default().into();
-    let _ = CONNECTION.try_with(|connection| connection.refuse(Refused { why, line }));
-    BytesMut::from(STAND_IN)
-}
-
-/// Reads what belongs to a head whose first line is refused, as far as it comes at once: a client that is cut off
-/// while it sends may not see its answer.
-async fn rest_of_head(stream: &mut Stream, input: &mut BytesMut) {
-    const AT_ONCE: Duration = Duration::from_millis(100);
-    while !is_whole(input, 0) && input.len() < LONGEST {
-        let read = tokio::time::timeout(AT_ONCE, stream.read_buf(input)).await;
-        if !matches!(read, Ok(Ok(1..))) {
-            return;
-        }
-    }
+    stream.try_peek(&mut first).await?;
+    Ok(first == *PREFACE)
 }
 
 #[async_trait]
@@ -320,11 +248,9 @@ impl ServerApp for Front {
             self.serve(stream, shutdown).await;
             return None;
         }
-        let mut first = [0; PREFACE.len()];
-        let peeked = tokio::time::timeout(self.patience, stream.try_peek(&mut first)).await;
-        match peeked {
-            Ok(Ok(true)) if first == *PREFACE => return self.proxy.process_new(stream, shutdown).await,
-            Ok(Ok(_)) => self.serve(stream, shutdown).await,
+        match tokio::time::timeout(self.patience, begins_as_http2(&mut stream)).await {
+            Ok(Ok(true)) => return self.proxy.process_new(stream, shutdown).await,
+            Ok(Ok(false)) => self.serve(stream, shutdown).await,
             // Gone, or silent for too long.
             Ok(Err(_)) | Err(_) => {}
         }
@@ -339,9 +265,10 @@ impl ServerApp for Front {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::request_line::Refusal;
 
     fn well() -> bool {
-        matches!(begin(), Begun::Well)
+        matches!(begin(), Begun::Well(_))
     }
 
     const LIMIT: Duration = Duration::from_secs(60);
@@ -374,18 +301,25 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_request_is_told_once() {
         let connection = Arc::new(Connection::new());
-        let end = Box::pin(std::future::pending());
-        let mut stream: Stream =
-            Box::new(std::io::Cursor::new(b"NO\x01 / HTTP/1.1\r\nX: y\r\n\r\n".to_vec()));
+        let why = Refusal { status: 400, reason: "nonsense" };
+        let refused = Box::new(Refused { why, line: (*b"NO").into() });
+        assert_eq!(connection.receive(Incoming::Refused(BytesMut::from("GET /"), refused)), "GET /");
         let task = async {
-            let mut end = end;
-            let metrics = Metrics::new(prometheus::Registry::new());
-            let head = beginning(&mut stream, end.as_mut(), &metrics).await.unwrap();
-            assert_eq!(head, STAND_IN);
             let Begun::Refused(refused) = begin() else { panic!("not refused") };
-            assert_eq!((refused.why.status, &*refused.line), (400, &b"NO\x01 / HTTP/1.1"[..]));
+            assert_eq!((refused.why, &*refused.line), (why, &b"NO"[..]));
             assert!(well());
         };
         CONNECTION.scope(connection, task).await;
+    }
+
+    #[tokio::test]
+    async fn what_a_head_says_is_told() {
+        let connection = Arc::new(Connection::new());
+        for (claims, chunked) in [(false, false), (true, false), (false, true), (true, true)] {
+            let facts = Facts { claims, chunked };
+            connection.receive(Incoming::Request(BytesMut::new(), facts));
+            let begun = CONNECTION.scope(connection.clone(), async { begin() }).await;
+            assert!(matches!(begun, Begun::Well(Some(told)) if told == facts), "{facts:?}");
+        }
     }
 }

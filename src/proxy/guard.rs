@@ -1,7 +1,7 @@
 //! What is refused before anything looks at a request, and where its client and path are found out.
 //!
-//! Pingora leaves these to the application: it takes bare line feeds, drops a Content-Length beside a
-//! Transfer-Encoding, and hands paths on as they came. Ambiguity ends here and is never forwarded.
+//! Pingora hands paths on as they came and takes hosts that are none. What lines of the head are ambiguous was found
+//! out before, when it came in; ambiguity is never forwarded.
 
 use std::{
     borrow::Cow,
@@ -10,19 +10,22 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, Version, header};
-use memchr::{memchr, memchr_iter};
 use pingora_proxy::Session;
 
 use super::options::{Options, RealIp};
 use crate::{
-    net::{escape::escape_uri_control_chars, host, uri},
+    net::{
+        escape::escape_uri_control_chars,
+        head::{self, Facts},
+        host, uri,
+    },
     plugin::{reply::Reply, request::RequestCtx},
 };
 
 /// What the head of an admitted request says, found out once.
 pub struct Admitted {
     /// Whether [`sanitize`] has something to drop.
-    pub claims: Claims,
+    pub claims: bool,
     /// The host asked for.
     pub host: HostName,
     /// Whether its body comes in chunks of HTTP/1.
@@ -59,8 +62,13 @@ impl HostName {
 ///
 /// # Errors
 /// The reply for a request that goes no further; its connection is closed.
-pub fn admit(session: &mut Session, ctx: &mut RequestCtx, options: &Options) -> Result<Admitted, Reply> {
-    let admitted = inspect(session, ctx, options);
+pub fn admit(
+    session: &mut Session,
+    ctx: &mut RequestCtx,
+    options: &Options,
+    facts: Option<Facts>,
+) -> Result<Admitted, Reply> {
+    let admitted = inspect(session, ctx, options, facts);
     match &admitted {
         Ok(_) => bound_connection(session, options),
         Err(_) => session.as_downstream_mut().set_keepalive(None),
@@ -75,29 +83,25 @@ pub fn refuse_connection(session: &mut Session, ctx: &mut RequestCtx, options: &
     session.as_downstream_mut().set_keepalive(None);
 }
 
-fn inspect(session: &mut Session, ctx: &mut RequestCtx, options: &Options) -> Result<Admitted, Reply> {
-    let (claims, chunked) = match session.as_downstream().as_http1() {
-        Some(http1) => {
-            let head = http1.get_headers_raw_bytes();
-            size(&head, options)?;
-            framing(&head)?
-        }
-        None => (Claims::Possible, false),
-    };
+/// What the head's lines say, of a request that did not come through [`super::front`].
+fn look(session: &Session) -> Result<Facts, Reply> {
+    let Some(http1) = session.as_downstream().as_http1() else { return Ok(Facts::UNKNOWN) };
+    let judged = head::judge(&http1.get_headers_raw_bytes());
+    judged.map(|(facts, _)| facts).map_err(|refusal| Reply::status(refusal.status).because(refusal.reason))
+}
+
+fn inspect(
+    session: &mut Session,
+    ctx: &mut RequestCtx,
+    options: &Options,
+    facts: Option<Facts>,
+) -> Result<Admitted, Reply> {
+    let Facts { claims, chunked } = facts.map_or_else(|| look(session), Ok)?;
     addresses(session, ctx, options);
     let host = authority(session)?;
     path(session, ctx, options)?;
     body_size(session, options)?;
     Ok(Admitted { claims, host, chunked })
-}
-
-/// Whether the client may have sent one of the headers that only the gateway writes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Claims {
-    /// No line of the head begins like one.
-    None,
-    /// Ask for each.
-    Possible,
 }
 
 /// Slow peers are bounded, and whether the connection outlives the request is decided; [`super::front`] bounds how long.
@@ -113,88 +117,6 @@ fn bound_connection(session: &mut Session, options: &Options) {
 
 /// Pingora's word for a connection that it keeps for ever.
 const WITHOUT_TIMER: u64 = 0;
-
-/// nginx: `large_client_header_buffers`.
-fn size(head: &[u8], options: &Options) -> Result<(), Reply> {
-    let too_long = |line: &[u8]| memchr(b'\n', line).unwrap_or(line.len()) > options.max_request_line;
-    if head.len() > options.max_request_line && too_long(head) {
-        return Err(Reply::status(414).because("request line too long"));
-    }
-    if head.len() > options.max_head {
-        return Err(Reply::status(431).because("request head too large"));
-    }
-    Ok(())
-}
-
-/// RFC 9112 §2.2 lets a recipient take a bare LF; the next hop may not, so it is refused. The same for folded
-/// lines (§5.2) and for two framings at once (§6.1). With it: whether the body is chunked.
-fn framing(head: &[u8]) -> Result<(Claims, bool), Reply> {
-    let mut once = [0u8; ONCE.len()];
-    let mut claims = Claims::None;
-    let mut start = 0;
-    for at in memchr_iter(b'\n', head) {
-        if at == 0 || head[at - 1] != b'\r' {
-            return Err(refuse("bare line feed in the request head"));
-        }
-        let line = &head[start..at - 1];
-        // One look at the first letter passes over most lines.
-        match line.first().map(u8::to_ascii_lowercase) {
-            Some(b' ' | b'\t') => return Err(refuse("folded header line")),
-            Some(first @ (b'a' | b'c' | b'e' | b'i' | b't')) => count(line, first, &mut once)?,
-            Some(b'x' | b'f') => claims = Claims::Possible,
-            _ => {}
-        }
-        start = at + 1;
-    }
-    if once[CONTENT_LENGTH].saturating_add(once[TRANSFER_ENCODING]) > 1 {
-        return Err(refuse("more than one of Content-Length and Transfer-Encoding"));
-    }
-    match once.iter().any(|times| *times > 1) {
-        true => Err(refuse("a header that may stand once stands twice")),
-        false => Ok((claims, once[TRANSFER_ENCODING] > 0)),
-    }
-}
-
-/// Headers of which nginx takes one at most: two that differ would mean one thing here and another behind.
-/// nginx: `ngx_http_process_unique_header_line`.
-const ONCE: [&[u8]; 9] = [
-    b"content-length:",
-    b"transfer-encoding:",
-    b"authorization:",
-    b"content-range:",
-    b"expect:",
-    b"if-match:",
-    b"if-modified-since:",
-    b"if-none-match:",
-    b"if-unmodified-since:",
-];
-const CONTENT_LENGTH: usize = 0;
-const TRANSFER_ENCODING: usize = 1;
-
-fn count(line: &[u8], first: u8, once: &mut [u8; ONCE.len()]) -> Result<(), Reply> {
-    let which = ONCE.iter().position(|name| name[0] == first && names(line, name));
-    let Some(which) = which else { return Ok(()) };
-    once[which] = once[which].saturating_add(1);
-    if which == CONTENT_LENGTH && !is_number(&line[ONCE[CONTENT_LENGTH].len()..]) {
-        return Err(refuse("Content-Length is no number"));
-    }
-    let encoding = which == TRANSFER_ENCODING;
-    if encoding && !line[ONCE[TRANSFER_ENCODING].len()..].trim_ascii().eq_ignore_ascii_case(b"chunked") {
-        // nginx: the only one there is. A list of them is read differently by the next hop.
-        return Err(Reply::status(501).because("a Transfer-Encoding other than chunked"));
-    }
-    Ok(())
-}
-
-/// `5, 5`, `+5` and the like mean a length to some and none to others.
-fn is_number(value: &[u8]) -> bool {
-    let value = value.trim_ascii();
-    (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit)
-}
-
-fn names(line: &[u8], name: &[u8]) -> bool {
-    line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
-}
 
 fn refuse(reason: &'static str) -> Reply {
     Reply::status(400).because(reason)
@@ -321,8 +243,8 @@ const IDENTITY: [HeaderName; 3] = crate::plugin::exchange::IDENTITY_HEADERS;
 ///
 /// Differs from APISIX: identity headers that a client sent are dropped on every route, not only where
 /// authentication overwrites them, and so are those that only look like them to CGI.
-pub fn sanitize(session: &mut Session, ctx: &RequestCtx, options: &Options, claims: Claims) {
-    if !ctx.peer_trusted && claims == Claims::Possible {
+pub fn sanitize(session: &mut Session, ctx: &RequestCtx, options: &Options, claims: bool) {
+    if !ctx.peer_trusted && claims {
         drop_untrusted(session, options);
     }
     if !options.compat.overwrites_forwarded() {
@@ -387,49 +309,5 @@ fn forwarded_port(host: Option<&http::HeaderValue>, listener: u16) -> http::Head
     match port {
         Some(port) => port.parse().unwrap_or_else(|_| listener.into()),
         None => listener.into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn repeated(lines: &[(&str, usize)]) -> Vec<u8> {
-        let mut head = b"GET / HTTP/1.1\r\n".to_vec();
-        for (line, times) in lines {
-            for _ in 0..*times {
-                head.extend_from_slice(line.as_bytes());
-                head.extend_from_slice(b"\r\n");
-            }
-        }
-        head.extend_from_slice(b"\r\n");
-        head
-    }
-
-    #[track_caller]
-    fn check(lines: &[(&str, usize)], is_admitted: bool) {
-        assert_eq!(framing(&repeated(lines)).is_ok(), is_admitted, "{lines:?}");
-    }
-
-    #[test]
-    fn framing_is_told_once() {
-        check(&[("host: a", 1), ("content-length: 1", 1)], true);
-        check(&[("transfer-encoding: chunked", 1)], true);
-        check(&[("content-length: 1", 1), ("transfer-encoding: chunked", 1)], false);
-        check(&[("content-length: 1", 2)], false);
-        check(&[("content-length: 1", 255), ("transfer-encoding: chunked", 1)], false);
-        check(&[("content-length: 1", 300), ("transfer-encoding: chunked", 300)], false);
-        check(&[("content-length: +1", 1)], false);
-    }
-
-    proptest! {
-        #[test]
-        fn no_head_panics(head in proptest::collection::vec(
-            prop_oneof![Just(b'\r'), Just(b'\n'), Just(b' '), Just(b':'), any::<u8>()], 0..64,
-        )) {
-            let _ = framing(&head);
-        }
     }
 }

@@ -10,6 +10,7 @@ mod finish;
 pub mod front;
 mod guard;
 mod head;
+mod incoming;
 mod media_type;
 pub mod options;
 mod request;

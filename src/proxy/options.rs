@@ -39,12 +39,8 @@ pub struct Options {
     pub send_timeout: Duration,
     /// Set while the process hands over or drains: clients are asked to connect anew.
     pub draining: Arc<AtomicBool>,
-    /// Longest request line, in bytes; nginx: one of `large_client_header_buffers`.
-    pub max_request_line: usize,
     /// Whether logs show credentials.
     pub log_credentials: bool,
-    /// Longest request head, in bytes; nginx: all of `large_client_header_buffers`.
-    pub max_head: usize,
 }
 
 /// Whose word about the client's address is believed. nginx: `ngx_http_realip_module`.

@@ -8,13 +8,14 @@ use pingora_proxy::Session;
 
 use super::{
     Ctx, Gateway,
-    front::{self, Begun, Refused},
+    front::{self, Begun},
     guard::{self, HostName},
+    incoming::Refused,
     options::Options,
     respond, upstream,
 };
 use crate::{
-    net::lossless,
+    net::{head::Facts, lossless},
     plugin::{
         body,
         chain::Chain,
@@ -33,14 +34,15 @@ use crate::{
 /// The client is gone.
 pub async fn filter(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
     let begun = front::begin();
-    if matches!(begun, Begun::TooLate) {
-        return Error::e_explain(ErrorType::ConnectionClosed, "idle for too long").map_err(Error::into_down);
-    }
     let snapshot = gateway.current.load();
     ctx.snapshot = Some(snapshot.clone());
     let outcome = match begun {
+        Begun::TooLate => {
+            let late = Error::e_explain(ErrorType::ConnectionClosed, "idle for too long");
+            return late.map_err(Error::into_down);
+        }
         Begun::Refused(refused) => ControlFlow::Break(refuse(gateway, session, ctx, *refused)),
-        _ => run(gateway, session, ctx, &snapshot).await,
+        Begun::Well(facts) => run(gateway, session, ctx, &snapshot, facts).await,
     };
     match outcome {
         ControlFlow::Continue(()) => {
@@ -61,9 +63,15 @@ fn refuse(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx, refused: Refu
     Reply::status(refused.why.status).because(refused.why.reason)
 }
 
-async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx, snapshot: &Arc<Snapshot>) -> Flow {
+async fn run(
+    gateway: &Gateway,
+    session: &mut Session,
+    ctx: &mut Ctx,
+    snapshot: &Arc<Snapshot>,
+    facts: Option<Facts>,
+) -> Flow {
     ctx.request.body_limit = gateway.options.max_buffered_body;
-    let admitted = match guard::admit(session, &mut ctx.request, &gateway.options) {
+    let admitted = match guard::admit(session, &mut ctx.request, &gateway.options, facts) {
         Ok(admitted) => admitted,
         Err(reply) => return reply.into(),
     };

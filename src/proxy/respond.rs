@@ -28,7 +28,7 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 pub async fn send(session: &mut Session, ctx: &mut Ctx, options: &Options, reply: Reply) -> Result<()> {
     let path = ctx.request.path.as_deref().unwrap_or(session.req_header().uri.path());
     let (mut head, body) = compose(&reply, options, path)?;
-    ctx.request.status = Some(reply.status);
+    ctx.request.status = Some(head.status.as_u16());
     if reply.status >= 400 && ctx.request.answered_by.is_none() {
         tracing::debug!(status = reply.status, reason = reply.reason.as_deref(), "gateway reply");
     }
@@ -66,9 +66,13 @@ pub async fn deliver(
     session.as_downstream_mut().write_response_trailers(trailers).await
 }
 
+/// nginx's own status: on the wire and in the log it is 400, with a page of its own.
+const HEAD_TOO_LARGE: u16 = 494;
+
 /// Head and body as APISIX would make them before any filter, for a request of this path.
 fn compose(reply: &Reply, options: &Options, path: &str) -> Result<(ResponseHeader, Bytes)> {
-    let mut head = ResponseHeader::build(reply.status, Some(8))?;
+    let status = if reply.status == HEAD_TOO_LARGE { 400 } else { reply.status };
+    let mut head = ResponseHeader::build(status, Some(8))?;
     let (kind, body) = match &reply.body {
         ReplyBody::Json(value) => (Some(media_type::of_path(path)), Bytes::from(format!("{value}\n"))),
         ReplyBody::Bytes(bytes) => (Some(media_type::of_path(path)), bytes.clone()),
@@ -174,6 +178,11 @@ fn from_client_error(kind: &ErrorType) -> Option<Reply> {
 fn error_page(status: u16) -> Option<Bytes> {
     let known =
         matches!(status, 301..=303 | 307 | 308 | 400..=406 | 408..=416 | 421 | 429 | 431 | 500..=505 | 507);
+    if status == HEAD_TOO_LARGE {
+        const WHAT: &str = "Request Header Or Cookie Too Large";
+        let more = format!("<center>{WHAT}</center>\r\n");
+        return Some(page(&format!("400 {WHAT}"), "400 Bad Request", &more));
+    }
     if !known {
         return None;
     }
@@ -187,9 +196,14 @@ fn error_page(status: u16) -> Option<Bytes> {
         416 => "Requested Range Not Satisfiable",
         _ => reason.canonical_reason().unwrap_or_default(),
     };
-    Some(Bytes::from(format!(
-        "<html>\r\n<head><title>{status} {reason}</title></head>\r\n<body>\r\n<center><h1>{status} {reason}</h1></center>\r\n<hr><center>portcullis</center>\r\n</body>\r\n</html>\r\n"
-    )))
+    let title = format!("{status} {reason}");
+    Some(page(&title, &title, ""))
+}
+
+fn page(title: &str, heading: &str, more: &str) -> Bytes {
+    Bytes::from(format!(
+        "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{heading}</h1></center>\r\n{more}<hr><center>portcullis</center>\r\n</body>\r\n</html>\r\n"
+    ))
 }
 
 /// Answers for an upstream that could not, with the error pages and the response phases of every other reply.

@@ -74,8 +74,6 @@ pub(super) fn options() -> Options {
         body_timeout: Duration::from_secs(60),
         send_timeout: Duration::from_secs(10),
         draining: Arc::default(),
-        max_request_line: 8 << 10,
         log_credentials: false,
-        max_head: 32 << 10,
     }
 }

@@ -16,6 +16,7 @@ pub mod escape;
 pub mod expr;
 pub mod ext_plugin_frame;
 pub mod ext_plugin_reply;
+pub mod head;
 pub mod hmac;
 pub mod host;
 pub mod jsonpath;
@@ -49,6 +50,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("expr", expr::run),
     ("ext_plugin_frame", ext_plugin_frame::run),
     ("ext_plugin_reply", ext_plugin_reply::run),
+    ("head", head::run),
     ("hmac", hmac::run),
     ("host", host::run),
     ("jsonpath", jsonpath::run),
