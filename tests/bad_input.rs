@@ -2,7 +2,12 @@
 //!
 //! After each case the gateway must still serve. Bad input of the Admin API is here too.
 
-use std::{cell::RefCell, fs, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+};
 
 use serde_json::{Value, json};
 
@@ -22,13 +27,13 @@ struct Fixture {
     upstream: Upstream,
     /// What went wrong, so that one run shows every case.
     faults: RefCell<Vec<String>>,
+    /// Requests that are in the access log, or will be.
+    asked: Cell<usize>,
 }
 
 impl Fixture {
     fn new() -> Self {
         let upstream = Upstream::echo();
-    /// Requests that are in the access log, or will be.
-    asked: Cell<usize>,
         let routes = json!({"routes": [{"id": "1", "uri": "/*", "upstream": upstream.resource()}]});
         let setup = Setup::file(routes).set("nginx_config.http.access_log_format", "$status");
         let gateway = setup.set("nginx_config.http.access_log_buffer", 1).start();
@@ -49,13 +54,13 @@ impl Fixture {
     /// The bytes are answered with one of the statuses and its page, the connection ends, nothing went on, and there
     /// is one line in the access log.
     fn refused(&self, what: &str, bytes: &[u8], statuses: &[u16]) {
+        self.gateway.get("/alive").expect(200);
+        let logged = self.asked.replace(self.asked.get() + 2) + 1;
         let before = self.upstream.count();
         let mut client = Connection::open(self.gateway.ports.http);
         match client.raw(bytes).try_response_within(PATIENCE) {
             Err(e) => self.fault(format!("{what}: no answer ({e})")),
             Ok(answer) if !statuses.contains(&answer.status) => {
-        self.gateway.get("/alive").expect(200);
-        let logged = self.asked.replace(self.asked.get() + 2) + 1;
                 self.fault(format!("{what}: {} {}", answer.status, answer.text()));
             }
             Ok(answer) => {
@@ -84,12 +89,12 @@ impl Fixture {
         let response = Connection::open(self.gateway.ports.http).raw(bytes).response();
         assert_eq!(response.status, 200, "{what}: {}", response.text());
         assert_eq!(self.upstream.count(), before + 1, "{what}");
+        self.asked.set(self.asked.get() + 1);
     }
 }
 
 impl Drop for Fixture {
     fn drop(&mut self) {
-        self.asked.set(self.asked.get() + 1);
         let faults = self.faults.borrow();
         assert!(faults.is_empty() || std::thread::panicking(), "{}", faults.join("\n"));
     }
@@ -142,11 +147,6 @@ fn what_is_no_request_gets_the_usual_page_and_its_line_in_the_access_log() {
 }
 
 #[test]
-fn characters_that_have_no_place_in_a_target_are_encoded() {
-    let fixture = Fixture::new();
-    for (target, encoded) in [
-        (&b"/<a>"[..], "/%3Ca%3E"),
-#[test]
 fn a_bad_header_line_does_not_hide_who_sent_it() {
     let upstream = Upstream::echo();
     let setup = Setup::file(json!({"routes": [{"id": "1", "uri": "/*", "upstream": upstream.resource()}]}));
@@ -185,6 +185,11 @@ fn http2_listeners_judge_heads_too() {
     assert_eq!(upstream.last().method, "PRI");
 }
 
+#[test]
+fn characters_that_have_no_place_in_a_target_are_encoded() {
+    let fixture = Fixture::new();
+    for (target, encoded) in [
+        (&b"/<a>"[..], "/%3Ca%3E"),
         (b"/x?<a>=\"b\"", "/x?%3Ca%3E=%22b%22"),
         (b"/`?`", "/%60?`"),
         (b"/{}|^\\[]", "/{}|^\\[]"),
@@ -265,12 +270,12 @@ fn an_encoded_path_does_not_evade_a_route() {
         "/admin%2Fx",
     ] {
         gateway.get(path).expect(401);
+        gateway.get(&path.replace("admin", "private").replace("%61dmin", "%70rivate")).expect(403);
     }
     assert_eq!(upstream.count(), 0);
 }
 
 #[test]
-        gateway.get(&path.replace("admin", "private").replace("%61dmin", "%70rivate")).expect(403);
 fn sizes() {
     let fixture = Fixture::new();
     let long = "a".repeat(9_000);
@@ -312,9 +317,18 @@ fn headers() {
         ("a folded line", "Host: a\r\nX: a\r\n b\r\n"),
         ("a folded line with a tab", "Host: a\r\nX: a\r\n\tb\r\n"),
         ("a bare carriage return", "Host: a\r\nX: a\rY: b\r\n"),
+        ("DEL in a value", "Host: a\r\nX: a\u{7f}\r\n"),
+        ("a letter beyond ASCII in a name", "Host: a\r\nXé: b\r\n"),
+        ("a separator in a name", "Host: a\r\nX@Y: b\r\n"),
+        ("a user in Host", "Host: me@a\r\n"),
     ] {
         fixture.refused(what, format!("GET / HTTP/1.1\r\n{lines}{LONG_ENOUGH}\r\n").as_bytes(), &[400]);
     }
+    let absolute = b"GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n";
+    fixture.refused("a target with another host", absolute, &[400]);
+    fixture.accepted("a target with its host", b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n");
+    let old = b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    fixture.refused("chunks in HTTP/1.0", old, &[400]);
     fixture.refused("bare line feeds", b"GET / HTTP/1.1\nHost: a\n\n", &[400]);
     fixture.refused("one bare line feed", b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", &[400]);
 }
@@ -323,18 +337,9 @@ fn headers() {
 fn framing() {
     let fixture = Fixture::new();
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
-        ("DEL in a value", "Host: a\r\nX: a\u{7f}\r\n"),
-        ("a letter beyond ASCII in a name", "Host: a\r\nXé: b\r\n"),
-        ("a separator in a name", "Host: a\r\nX@Y: b\r\n"),
-        ("a user in Host", "Host: me@a\r\n"),
     for (what, lines) in [
         ("both framings", "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n"),
         ("both framings, the other way round", "Transfer-Encoding: chunked\r\nContent-Length: 6\r\n"),
-    let absolute = b"GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n";
-    fixture.refused("a target with another host", absolute, &[400]);
-    fixture.accepted("a target with its host", b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n");
-    let old = b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
-    fixture.refused("chunks in HTTP/1.0", old, &[400]);
         ("two lengths", "Content-Length: 0\r\nContent-Length: 5\r\n"),
         ("the same length twice", "Content-Length: 5\r\nContent-Length: 5\r\n"),
         ("a list of lengths", "Content-Length: 5, 5\r\n"),
@@ -522,6 +527,26 @@ fn the_admin_api_is_not_fooled() {
         .expect(400)
         .expect_in_body("is greater than the maximum size");
     gateway.admin("GET", "/routes").send().expect(200);
+}
+
+#[test]
+fn a_client_that_sends_too_much_gets_to_read_why() {
+    let gateway = Gateway::start();
+    let mut client = TcpStream::connect(("127.0.0.1", gateway.ports.admin)).unwrap();
+    let size = 20_000_000;
+    let head = format!(
+        "PUT /apisix/admin/routes/1 HTTP/1.1\r\nHost: a\r\nX-API-KEY: {KEY}\r\nContent-Length: {size}\r\n\r\n"
+    );
+    client.write_all(head.as_bytes()).unwrap();
+    client.write_all(&vec![b'x'; size]).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(
+        answer.contains("request size 20000000 is greater than the maximum size 1572864 allowed"),
+        "{answer}"
+    );
 }
 
 #[test]

@@ -88,7 +88,8 @@ fn shown_key(query: &str, headers: &HeaderMap) -> Option<Vec<u8>> {
     if let Some(key) = args::text(query.as_bytes(), "api_key") {
         return Some(key.into_owned().into_bytes());
     }
-    if let Some(key) = headers.get("x-api-key") {
+    // nginx takes the one for the other in `$http_x_api_key`.
+    if let Some(key) = headers.get("x-api-key").or_else(|| headers.get("x_api_key")) {
         return Some(key.as_bytes().to_vec());
     }
     let cookies = headers.get_all(http::header::COOKIE).iter().filter_map(|header| header.to_str().ok());
@@ -130,6 +131,7 @@ mod tests {
         check(Method::GET, "", &[("x-api-key", "wrong")], Some("wrong apikey"));
         check(Method::GET, "", &[("x-api-key", "")], Some("wrong apikey"));
         check(Method::PUT, "", &[("x-api-key", "boss")], None);
+        check(Method::PUT, "", &[("x_api_key", "boss")], None);
         check(Method::PUT, "api_key=boss", &[], None);
         check(Method::PUT, "", &[("cookie", "a=b; x_api_key=boss")], None);
         check(Method::GET, "", &[("x-api-key", "look")], None);

@@ -140,7 +140,7 @@ pub struct Request {
 pub enum Body {
     /// The whole; empty when there was none.
     Whole(Vec<u8>),
-    /// It has, or says it has, this many bytes, which is too many; it was not read.
+    /// It has, or says it has, this many bytes, which is too many; it was not kept.
     TooLarge(u64),
 }
 
@@ -468,15 +468,17 @@ impl ServeHttp for Admin {
 async fn read_body(session: &mut ServerSession, headers: &HeaderMap, limit: u64) -> pingora::Result<Body> {
     let length =
         headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let waits = headers
+        .get(header::EXPECT)
+        .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     if let Some(length) = length.filter(|length| *length > limit) {
-        // What is left unread makes the connection useless.
         session.set_keepalive(None);
+        if !waits {
+            discard(session).await;
+        }
         return Ok(Body::TooLarge(length));
     }
-    if headers
-        .get(header::EXPECT)
-        .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
+    if waits {
         session.write_continue_response().await?;
     }
     let mut body = Vec::new();
@@ -485,8 +487,21 @@ async fn read_body(session: &mut ServerSession, headers: &HeaderMap, limit: u64)
         let size = body.len() as u64;
         if size > limit {
             session.set_keepalive(None);
+            discard(session).await;
             return Ok(Body::TooLarge(size));
         }
     }
     Ok(Body::Whole(body))
+}
+
+/// Reads on and throws away, as far as it comes soon: a client that is cut off while it sends does not see its answer.
+async fn discard(session: &mut ServerSession) {
+    const SOON: Duration = Duration::from_secs(5);
+    let mut left: usize = 64 << 20;
+    while let Ok(Ok(Some(chunk))) = tokio::time::timeout(SOON, session.read_request_body()).await {
+        left = left.saturating_sub(chunk.len());
+        if left == 0 {
+            return;
+        }
+    }
 }

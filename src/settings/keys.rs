@@ -221,7 +221,7 @@ pub const SETTINGS: &[Setting] = &[
     key("deployment.admin.admin_api_mtls.admin_ssl_cert", Kind::Text, "\"\"", "certificate file"),
     key("deployment.admin.admin_api_mtls.admin_ssl_cert_key", Kind::Text, "\"\"", "private key file"),
     key("deployment.admin.admin_api_mtls.admin_ssl_ca_cert", Kind::Text, "\"\"", "CA of client certificates; empty: none asked for"),
-    key("deployment.admin.admin_api_version", Kind::Choice(&["v3", "v2"]), "\"v3\"", "shape of the answers"),
+    key("deployment.admin.admin_api_version", Kind::Choice(&["v3", "v2", "default"]), "\"v3\"", "shape of the answers"),
     with_default(
         "[\"http://127.0.0.1:2379\"]",
         key("deployment.etcd.host", Kind::List, "[\"http://127.0.0.1:2379\"]", "servers of one etcd cluster; not supported yet, the embedded store serves instead"),

@@ -296,6 +296,7 @@ pub enum AdminRole {
 #[serde(rename_all = "lowercase")]
 pub enum AdminVersion {
     /// APISIX 2's answers.
+    #[serde(alias = "default")]
     V2,
     /// APISIX 3's answers.
     V3,
