@@ -260,7 +260,8 @@ impl Assembly<'_> {
             serve(server, "control API", address, app);
         }
         if let Some(address) = settings.status_address() {
-            serve(server, "status API", address, Status::new(self.control.clone()));
+            let status = Status::new(self.control.clone(), self.opened.standalone.clone());
+            serve(server, "status API", address, status);
         }
         let export = settings.prometheus_address().map_err(|e| anyhow!("plugin_attr.prometheus: {e}"))?;
         if let Some(address) = export {

@@ -31,6 +31,11 @@ impl Compat {
         self == Compat::V3_2
     }
 
+    /// Whether a resource of a file may have plugins that config.yaml does not switch on; they do not run then.
+    pub fn files_may_have_absent_plugins(self) -> bool {
+        self == Compat::V3_2
+    }
+
     /// Whether the Admin API answers a write with the schema's defaults filled in.
     pub fn echoes_defaults(self) -> bool {
         self == Compat::V3_2

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::support::{
-    client::Response,
+    client::{Request, Response},
     eventually,
     gateway::{Gateway, Setup},
     upstream::Upstream,
@@ -106,6 +106,23 @@ fn what_the_admin_api_would_refuse_a_file_does_not_bring_in() {
 }
 
 #[test]
+fn a_plugin_that_is_off_makes_its_resource_a_bad_one() {
+    let upstream = Upstream::named("a");
+    let route = |id: &str, plugins: Value| json!({"id": id, "uri": format!("/{id}"), "plugins": plugins, "upstream": upstream.resource()});
+    let document = json!({"routes": [
+        route("guarded", json!({"key-auth": {}})),
+        route("moved", json!({"redirect": {"uri": "/elsewhere"}})),
+    ]});
+    let setup = || Setup::file(document.clone()).set("plugins", json!(["redirect"]));
+    let gateway = setup().start();
+    gateway.get("/guarded").expect(404);
+    gateway.get("/moved").expect(302);
+    assert!(gateway.stderr().contains("unknown plugin [key-auth]"), "{}", gateway.stderr());
+    // APISIX 3.2 goes on without it.
+    setup().set("portcullis.compat", "3.2").start().get("/guarded").expect(200);
+}
+
+#[test]
 fn bad_items_of_the_first_file_are_left_out() {
     let a = Upstream::named("a");
     let mut document = routes(&[("/x", &a), ("/y", &a)]);
@@ -178,6 +195,15 @@ fn portcullis_test_names_every_fault() {
 
 fn api_mode() -> Gateway {
     Setup::new().set("deployment.role_traditional.config_provider", "yaml").start()
+}
+
+#[test]
+fn ready_means_that_there_is_a_document() {
+    let gateway = api_mode();
+    let ask = |path: &str| Request::new(gateway.ports.status, "GET", path).send().status;
+    assert_eq!((ask("/status"), ask("/status/ready")), (200, 503));
+    put_configs(&gateway, "d1", &json!({})).expect(202);
+    eventually("it is ready", || ask("/status/ready") == 200);
 }
 
 fn put_configs(gateway: &Gateway, digest: &str, document: &Value) -> Response {

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::settings::types::Provider;
+use crate::settings::types::{Provider, Role};
 use crate::settings::{Listener, Settings};
 
 /// The text, several lines, with a newline at the end. Addresses are those of the settings: where a port is 0 the
@@ -74,6 +74,9 @@ fn export_uri(settings: &Settings) -> &str {
 fn resources(settings: &Settings) -> String {
     match settings.provider() {
         Provider::Embedded | Provider::Etcd => "embedded store".to_owned(),
+        Provider::Yaml if settings.deployment.role == Role::Traditional => {
+            "PUT /apisix/admin/configs, kept in memory only".to_owned()
+        }
         Provider::Yaml | Provider::Json => settings.resource_file().display().to_string(),
     }
 }
@@ -155,6 +158,13 @@ mod tests {
                 "  Data       /opt/gateway/data",
             ],
         );
+    }
+
+    #[test]
+    fn a_document_is_in_no_file() {
+        let text = "deployment: {role: traditional, role_traditional: {config_provider: yaml}}";
+        let settings = from_text(text, None, &|_| None).settings;
+        assert!(banner(&settings).contains("  Resources  PUT /apisix/admin/configs, kept in memory only\n"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `apisix.status`: whether the gateway runs, and whether it has its configuration. APISIX: init.lua `status_ready`.
 //!
 //! Ready once is ready for good: a store that goes away later does not take the configuration with it, and during a
-//! graceful stop the listener closes like the others. Invariant: answering reads one value and nothing else.
+//! graceful stop the listener closes like the others. Invariant: answering reads two values and nothing else.
 
 use std::sync::Arc;
 
@@ -10,22 +10,24 @@ use http::{Response, StatusCode};
 use pingora::{apps::http_app::ServeHttp, protocols::http::ServerSession};
 
 use super::answer;
-use crate::control::Control;
+use crate::{control::Control, store::standalone::Standalone};
 
 /// See the module.
 pub struct Status {
     control: Arc<Control>,
+    standalone: Option<Arc<Standalone>>,
 }
 
 impl Status {
-    /// Answers for what this loop has loaded.
-    pub fn new(control: Arc<Control>) -> Status {
-        Status { control }
+    /// Answers for what this loop has loaded; in API-driven standalone mode that is nothing before the first document.
+    pub fn new(control: Arc<Control>, standalone: Option<Arc<Standalone>>) -> Status {
+        Status { control, standalone }
     }
 
     /// The answer to a path, whatever the method, as in APISIX.
     pub fn handle(&self, path: &str) -> Response<Vec<u8>> {
-        respond(path, self.control.progress().loaded)
+        let is_fed = self.standalone.as_ref().is_none_or(|standalone| standalone.is_fed());
+        respond(path, is_fed && self.control.progress().loaded)
     }
 }
 

@@ -107,7 +107,7 @@ pub fn chain(
     Ok(Chain::new(steps))
 }
 
-/// A plugin that config.yaml switches off is left out, as in APISIX.
+/// A plugin that config.yaml switches off is left out, as in APISIX. (Not in a file, which was judged before.)
 ///
 /// Differs from APISIX: one that does not exist at all makes its resource a bad one. What was meant may have been
 /// authentication, and a route without it would be open.

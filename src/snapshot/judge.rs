@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::compile::Env;
 use crate::{
+    builtin,
     plugin::{
         def::{PluginDef, SchemaType},
         env::{CheckEnv, Registry},
@@ -34,12 +35,18 @@ pub fn resource(
     let of = side(key.kind());
     let plugins = value.get("plugins").and_then(Value::as_object);
     for (name, conf) in plugins.into_iter().flatten() {
-        // Those that are not there are for whoever compiles them to report.
-        if let Some(def) = env.registry.find(name) {
-            plugin(env, def, conf, of, has_metadata(name))?;
+        match env.registry.find(name) {
+            Some(def) => plugin(env, def, conf, of, has_metadata(name))?,
+            // Whoever compiles the others reports them.
+            None if env.compat.files_may_have_absent_plugins() || !is_known(name) => {}
+            None => return Err(format!("unknown plugin [{name}]: it is not among `plugins` of config.yaml")),
         }
     }
     Ok(())
+}
+
+fn is_known(name: &str) -> bool {
+    builtin::REGISTRY.iter().any(|def| def.name == name)
 }
 
 /// As in APISIX, what plugins have that are not there, or not on, is passed over: it has no effect.

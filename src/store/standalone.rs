@@ -12,7 +12,10 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt, io,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use serde_json::{Map, Number, Value, json};
@@ -80,6 +83,8 @@ pub enum ApplyError {
 /// The document of the API-driven standalone mode and the store it feeds.
 pub struct Standalone {
     store: Arc<MemoryStore>,
+    /// Whether there is a document.
+    fed: AtomicBool,
     /// Held over the store's write: documents must reach the store in the order in which they were accepted.
     present: Mutex<Present>,
 }
@@ -114,7 +119,13 @@ impl Standalone {
     /// # Errors
     /// As [`MemoryStore::new`].
     pub fn new() -> io::Result<Standalone> {
-        Ok(Standalone { store: Arc::new(MemoryStore::new()?), present: Mutex::default() })
+        let store = Arc::new(MemoryStore::new()?);
+        Ok(Standalone { store, fed: AtomicBool::new(false), present: Mutex::default() })
+    }
+
+    /// Whether a document was accepted since the start.
+    pub fn is_fed(&self) -> bool {
+        self.fed.load(Ordering::Acquire)
     }
 
     /// The store that holds the resources of the document.
@@ -142,6 +153,7 @@ impl Standalone {
             let desired = items.map(|(key, (_, value))| (key.clone(), Arc::clone(value))).collect();
             self.store.replace(desired).await?;
             *present = Present { document: Some(document.clone()), lists };
+            self.fed.store(true, Ordering::Release);
         }
         Ok(applied)
     }
