@@ -48,6 +48,13 @@ fn counts(expected: &[(&str, usize)]) -> BTreeMap<String, usize> {
 }
 
 #[test]
+fn a_host_of_a_list_may_hold_the_port() {
+    let upstream = Upstream::named("a");
+    let gateway = to(json!({"type": "roundrobin", "nodes": [{"host": upstream.node(), "weight": 1}]}));
+    assert_eq!(tally(&gateway, 2, |_| String::new()), counts(&[("a", 2)]));
+}
+
+#[test]
 fn round_robin_heeds_weights() {
     let (a, b, none) = (Upstream::named("a"), Upstream::named("b"), Upstream::named("none"));
     let gateway = to(json!({"type": "roundrobin", "nodes": {a.node(): 3, b.node(): 1, none.node(): 0}}));

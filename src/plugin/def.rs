@@ -57,6 +57,8 @@ pub struct AuthDef {
 
 /// A schema with what the plugin checks beyond it.
 struct Side {
+    /// Whether APISIX puts `_meta` into it (`plugin.lua`): only into the side of routes.
+    meta: bool,
     json: fn() -> Value,
     completed: fn(&Value, &CheckEnv<'_>) -> Option<Value>,
     check: fn(&Value, &CheckEnv<'_>) -> Result<(), String>,
@@ -102,6 +104,7 @@ impl PluginDef {
             auth: None,
             schema: Side {
                 json: P::schema,
+                meta: true,
                 completed: P::completed,
                 check: P::check,
                 compiled: OnceLock::new(),
@@ -124,6 +127,7 @@ impl PluginDef {
             encrypt: P::ENCRYPT_CREDENTIAL,
             schema: Side {
                 json: P::consumer_schema,
+                meta: false,
                 completed: P::completed_consumer,
                 check: P::check_consumer,
                 compiled: OnceLock::new(),
@@ -142,6 +146,7 @@ impl PluginDef {
             auth: Some(auth),
             schema: Side {
                 json: P::schema,
+                meta: true,
                 completed: P::completed,
                 check: P::check,
                 compiled: OnceLock::new(),
@@ -229,14 +234,19 @@ impl AuthDef {
 
 impl Side {
     fn compiled(&self) -> Arc<Compiled> {
-        self.compiled.get_or_init(|| Compiled::shared((self.json)())).clone()
+        let compile = || {
+            let mut json = (self.json)();
+            if self.meta {
+                super::meta::inject(&mut json);
+            }
+            Compiled::shared(json)
+        };
+        self.compiled.get_or_init(compile).clone()
     }
 }
 
 impl Compiled {
-    /// Every plugin's schema gets APISIX's `_meta` member, as `plugin.lua` injects it.
-    fn shared(mut json: Value) -> Arc<Self> {
-        super::meta::inject(&mut json);
+    fn shared(json: Value) -> Arc<Self> {
         let schema =
             Schema::compile(&json).expect("a schema of the registry compiles: a unit test compiles all");
         Arc::new(Self { json, schema })

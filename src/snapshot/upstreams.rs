@@ -1,6 +1,6 @@
 //! From an upstream as stored to what `upstream` compiles.
 
-use std::sync::Arc;
+use std::{net::SocketAddrV4, sync::Arc};
 
 use super::compile::Env;
 use crate::{
@@ -71,9 +71,14 @@ fn conf(env: &Env, stored: &resource::Upstream) -> Result<UpstreamConf, String> 
 }
 
 fn node(node: &Node) -> NodeConf {
+    // In a list, too, the host may be an IPv4 address with a port, which counts: nginx reads it like that.
+    let (host, port) = match node.host.parse::<SocketAddrV4>() {
+        Ok(both) => (both.ip().to_string(), Some(both.port())),
+        Err(_) => (node.host.clone(), node.port),
+    };
     NodeConf {
-        host: node.host.clone(),
-        port: node.port,
+        host,
+        port,
         weight: node.weight,
         priority: i32::try_from(node.priority).unwrap_or(if node.priority < 0 { i32::MIN } else { i32::MAX }),
     }

@@ -533,6 +533,11 @@ async fn probes_find_out_who_serves() {
         })
     );
 
+    // probed at one port they are one target
+    let shared = ChecksConf { active: Some(ActiveConf { port: Some(1), ..active.clone() }), passive: None };
+    let shared = upstream(&with_checks(shared, &nodes)).health_report("/upstreams/1").expect("a report");
+    assert_eq!(shared["nodes"].as_array().map(Vec::len), Some(1));
+
     // the next version keeps what is known
     let next = with_checks(checks(CheckKind::Http), &format!("{bad}, {good}"));
     let next = Arc::new(Upstream::recompile(&next, &defaults(), Some(&http)).expect("an upstream"));

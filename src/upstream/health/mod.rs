@@ -246,7 +246,12 @@ impl Checker {
 
     /// One element of `GET /v1/healthcheck` (APISIX: `control/v1.lua`).
     pub(super) fn report(&self, key: &str, nodes: &[std::sync::Arc<Node>]) -> Value {
-        let nodes: Vec<Value> = nodes.iter().map(|node| self.report_node(node)).collect();
+        // Nodes of one machine that are all probed at one port are one target.
+        let mut seen = std::collections::BTreeSet::new();
+        let mut is_new =
+            |node: &Value| seen.insert(["ip", "port", "hostname"].map(|name| node[name].to_string()));
+        let nodes: Vec<Value> =
+            nodes.iter().map(|node| self.report_node(node)).filter(|node| is_new(node)).collect();
         // An empty Lua table is an object in JSON.
         let listed = if nodes.is_empty() { json!({}) } else { Value::Array(nodes) };
         json!({"name": key, "nodes": listed, "type": self.kind})
