@@ -70,6 +70,15 @@ impl Lookup for Exchange<'_> {
     }
 }
 
+/// A line that was sent, in the pieces of a request's; one that is none is one piece.
+fn pieces(line: &[u8]) -> [&[u8]; 5] {
+    let mut words = line.splitn(3, |byte| *byte == b' ');
+    match (words.next(), words.next(), words.next()) {
+        (Some(method), Some(target), Some(rest)) => [method, b" ", target, b" ", rest],
+        _ => [line, b"", b"", b"", b""],
+    }
+}
+
 impl Exchange<'_> {
     /// The Host header as it came; `:authority` in HTTP/2.
     pub fn http_host(&self) -> Option<&str> {
@@ -204,7 +213,7 @@ impl Exchange<'_> {
     /// `$request` in pieces, to be written one after the other.
     pub(super) fn request_line(&self) -> [&[u8]; 5] {
         if let Some(line) = &self.ctx.sent_line {
-            return [line, b"", b"", b"", b""];
+            return pieces(line);
         }
         let head = self.session.req_header();
         let protocol = protocol(head.version).as_bytes();
