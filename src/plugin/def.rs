@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::{
     contract::{AnyCredential, AuthPlugin, Hooks, Plugin, PublicApi},
@@ -254,10 +255,48 @@ impl Compiled {
 }
 
 fn build<P: Plugin>(conf: Value, env: &BuildEnv<'_>) -> Result<Box<dyn Hooks>, String> {
-    let config = serde_json::from_value::<P::Config>(conf).map_err(|e| e.to_string())?;
+    let config = P::Config::deserialize(&conf).or_else(|_| {
+        let mut conf = conf;
+        empty_lists(&P::schema(), &mut conf);
+        P::Config::deserialize(conf).map_err(|e| e.to_string())
+    })?;
     Ok(Box::new(P::build(config, env)?))
+}
+
+/// To Lua `{}` is a list as well: where a schema wants a list, it becomes one without entries.
+fn empty_lists(schema: &Value, conf: &mut Value) {
+    let (Some(Value::Object(rules)), Value::Object(members)) = (schema.get("properties"), conf) else {
+        return;
+    };
+    for (name, member) in members {
+        let Some(rule) = rules.get(name) else { continue };
+        let empty = member.as_object().is_some_and(Map::is_empty);
+        match rule.get("type").and_then(Value::as_str) {
+            Some("array") if empty => *member = Value::Array(Vec::new()),
+            _ => empty_lists(rule, member),
+        }
+    }
 }
 
 fn credential<P: AuthPlugin>(conf: &Value, env: &BuildEnv<'_>) -> Result<AnyCredential, String> {
     Ok(Arc::new(P::credential(conf, env)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_object_without_members_is_a_list_where_one_is_wanted() {
+        let schema = json!({"type": "object", "properties": {
+            "list": {"type": "array"},
+            "map": {"type": "object"},
+            "inner": {"type": "object", "properties": {"list": {"type": "array"}}},
+        }});
+        let mut conf = json!({"list": {}, "map": {}, "inner": {"list": {}}, "other": {}});
+        empty_lists(&schema, &mut conf);
+        assert_eq!(conf, json!({"list": [], "map": {}, "inner": {"list": []}, "other": {}}));
+    }
 }

@@ -312,7 +312,7 @@ fn table<'d>(
         None => Ok(Vec::new()),
         Some(Value::Object(members)) => Ok(members.iter().collect()),
         Some(Value::Array(items)) if items.is_empty() => Ok(Vec::new()),
-        Some(_) => Err(SchemaError::Keyword { keyword, expected: "object" }),
+        Some(other) => Err(SchemaError::NoTable { keyword, got: lua::type_name(other) }),
     }
 }
 
@@ -323,7 +323,7 @@ fn list<'d>(schema: &'d Keywords, keyword: &'static str) -> Result<Option<&'d [V
         Some(Value::Array(items)) => Ok(Some(items)),
         // A table without a list part.
         Some(Value::Object(_)) => Ok(Some(&[])),
-        Some(_) => Err(SchemaError::Keyword { keyword, expected: "array" }),
+        Some(other) => Err(SchemaError::NoTable { keyword, got: lua::type_name(other) }),
     }
 }
 

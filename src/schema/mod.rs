@@ -44,6 +44,14 @@ pub enum SchemaError {
         /// What it should have been.
         expected: &'static str,
     },
+    /// A keyword that maps or lists is neither object nor array; Lua stumbles over it in the last four words.
+    #[error("invalid value of schema keyword \"{keyword}\": table expected, got {got}")]
+    NoTable {
+        /// The keyword, as written in the schema.
+        keyword: &'static str,
+        /// Lua's name of what it was.
+        got: &'static str,
+    },
     /// An `enum` holds a value of a type it cannot compare.
     #[error("unsupported enum type: userdata")]
     EnumNull,

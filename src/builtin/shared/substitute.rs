@@ -2,9 +2,8 @@
 //!
 //! The linear-time engine runs all it can, over bytes, as PCRE without its UTF mode does; lookaround and
 //! back-references fall to a backtracking engine, which sees text only. Patterns and replacements are compiled
-//! with the configuration; nothing here compiles at request time or panics on any input.
-//!
-//! Differs from APISIX: `$` without the flag `m` matches at the very end only, not before a closing line end.
+//! with the configuration; nothing here compiles at request time or panics on any input. To both engines `$` is
+//! the very end; in PCRE it is also the place before a closing line feed, so such a subject is searched twice.
 
 use std::ops::Range;
 
@@ -20,6 +19,8 @@ pub struct Pattern {
     engine: Engine,
     /// Flag `a`: matches where the search begins, or not at all.
     anchored: bool,
+    /// It may have a `$` that is not the end of every line (flag `m`).
+    has_dollar: bool,
 }
 
 #[derive(Debug)]
@@ -78,13 +79,14 @@ impl Pattern {
             Some(regex) => Engine::Linear(regex),
             None => Engine::Backtracking(Box::new(flags.backtracking(pattern)?)),
         };
-        Ok(Pattern { engine, anchored: flags.anchored })
+        let has_dollar = !flags.lines && pattern.contains('$');
+        Ok(Pattern { engine, anchored: flags.anchored, has_dollar })
     }
 
     /// Whether the pattern is found in the subject.
     pub fn is_match(&self, subject: &[u8]) -> bool {
         match &self.engine {
-            Engine::Linear(regex) if !self.anchored => regex.is_match(subject),
+            Engine::Linear(regex) if !self.anchored && !self.has_dollar => regex.is_match(subject),
             _ => self.find(subject).is_some(),
         }
     }
@@ -120,6 +122,16 @@ impl Pattern {
     }
 
     fn find_from(&self, subject: Subject<'_>, from: usize) -> Option<Groups> {
+        let whole = self.search(subject, from);
+        let Some(line) = subject.before_closing_line_feed().filter(|_| self.has_dollar) else {
+            return whole;
+        };
+        let line = self.search(line, from);
+        let start = |found: &Option<Groups>| found.as_ref().map_or(usize::MAX, |found| found.whole().start);
+        if start(&line) < start(&whole) { line } else { whole }
+    }
+
+    fn search(&self, subject: Subject<'_>, from: usize) -> Option<Groups> {
         if from > subject.bytes.len() {
             return None;
         }
@@ -136,6 +148,13 @@ impl Pattern {
         let whole = groups.whole();
         // `\K` in a look-behind puts the start back into what is replaced already.
         (whole.start >= from && (!self.anchored || whole.start == from)).then_some(groups)
+    }
+}
+
+impl<'s> Subject<'s> {
+    fn before_closing_line_feed(self) -> Option<Subject<'s>> {
+        let text = self.text.and_then(|text| text.strip_suffix('\n'));
+        self.bytes.strip_suffix(b"\n").map(|bytes| Subject { bytes, text })
     }
 }
 
@@ -315,6 +334,19 @@ mod tests {
         check("^.", "m", "x", "ab\ncd", Scope::Global, Some("xb\nxd"));
         check("a.b", "s", "x", "a\nb", Scope::Once, Some("x"));
         check("[é]", "", "e", "é", Scope::Once, Some("e"));
+    }
+
+    #[test]
+    fn a_dollar_is_also_before_a_closing_line_feed() {
+        check(r"\w\S+$", "jo", "*", "hello world\n", Scope::Once, Some("hello *\n"));
+        check(r"\w\S+$", "jo", "*", "hello\nworld", Scope::Global, Some("hello\n*"));
+        check("o(?=r)..$", "", "*", "hello wor\n", Scope::Once, None);
+        check("o(?=r).$", "", "*", "hello wor\n", Scope::Once, Some("hello w*\n"));
+        check(r"\s*$", "", "-", "a \n", Scope::Once, Some("a-"));
+        check("$", "", "-", "a\n", Scope::Global, Some("a-\n-"));
+        check("a$", "", "-", "a\n\n", Scope::Once, None);
+        check("$", "m", "-", "a\nb", Scope::Global, Some("a-\nb-"));
+        assert!(Pattern::new("a$", "").unwrap().is_match(b"a\n"));
     }
 
     #[test]
