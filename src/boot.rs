@@ -108,6 +108,9 @@ pub fn run(settings: Settings) -> Result<()> {
     // A successor waits here for the listeners of the running process, which has let go of the store by then.
     server.bootstrap();
     let opened = store::open(&settings)?;
+    if opened.embedded.is_some() {
+        control.env().metrics.gateway.set_store_reachable(true);
+    }
     let events = load(&control, &opened);
     if !handover::is_successor() {
         ports::free(&settings)?;
@@ -381,7 +384,7 @@ fn environment(settings: &Settings) -> Result<Env> {
     }
     let registry = Enabled::new(settings.plugins.as_deref(), attributes(settings));
     let compat = settings.portcullis.compat;
-    let apis = registry.all().iter().flat_map(|def| (def.apis)()).collect();
+    let apis = registry.all().iter().flat_map(|def| (def.apis)(registry.attr(def.name))).collect();
     let apisix = &settings.apisix;
     Ok(Env {
         registry,

@@ -42,6 +42,19 @@ fn uploads_arrive(gateway: &Gateway, upstream: &Upstream, kind: &str, make: impl
     }
 }
 
+/// A client that announces the end of its connection still gets its answer.
+#[test]
+fn the_last_request_of_a_connection_may_be_chunked() {
+    let upstream = Upstream::echo();
+    for plugins in [json!({}), json!({"request-validation": {"body_schema": {"type": "object"}}})] {
+        let gateway = Gateway::file(one_route(&upstream, plugins));
+        let request = gateway.request("POST", "/").header("Connection", "close");
+        let request = request.header("Content-Type", "application/json").chunked("{}");
+        request.send().expect(200);
+        assert_eq!(upstream.last().body, b"{}");
+    }
+}
+
 #[test]
 fn plain_uploads() {
     let upstream = Upstream::echo();

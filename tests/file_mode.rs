@@ -34,6 +34,36 @@ fn yaml_as_people_write_it() {
 }
 
 #[test]
+fn nothing_is_an_empty_table_in_yaml() {
+    let upstream = Upstream::named("a");
+    let text = format!(
+        "routes:\n  - uri: /shop\n    plugins:\n      key-auth:\n    upstream:\n      nodes:\n        \
+         \"127.0.0.1:{}\": 1\nconsumers:\n  - username: jack\n    plugins:\n      key-auth:\n        key: k\n\
+         services:\n#END\n",
+        upstream.port
+    );
+    let gateway = Gateway::file(Value::String(text));
+    gateway.get("/shop").expect(401);
+    gateway.request("GET", "/shop").header("apikey", "k").send().expect(200).expect_body("a");
+}
+
+#[test]
+fn a_route_without_the_plugins_it_names_is_closed() {
+    let upstream = Upstream::named("a");
+    let bad = json!({"ip-restriction": {"whitelist": ["nonsense"]}});
+    let gateway = Gateway::file(json!({
+        "routes": [
+            {"id": "1", "uri": "/service", "service_id": "s"},
+            {"id": "2", "uri": "/config", "plugin_config_id": "c", "upstream": upstream.resource()}
+        ],
+        "services": [{"id": "s", "plugins": bad, "upstream": upstream.resource()}],
+        "plugin_configs": [{"id": "c", "plugins": bad}]
+    }));
+    gateway.get("/service").expect(404);
+    gateway.get("/config").expect(503);
+}
+
+#[test]
 fn a_changed_file_is_taken_over() {
     let (a, b) = (Upstream::named("a"), Upstream::named("b"));
     let gateway = Gateway::file(routes(&[("/x", &a)]));

@@ -223,7 +223,7 @@ impl contract::Plugin for Plugin {
         })
     }
 
-    fn apis() -> Vec<PublicApi> {
+    fn apis(_attr: Option<&Value>) -> Vec<PublicApi> {
         vec![sign::api()]
     }
 

@@ -5,7 +5,7 @@
 //!
 //! Differs from APISIX: the password begins after the first colon and may contain more of them (there it ends at the
 //! second); name and password must be UTF-8; a user name is escaped for compat 3.2, too, which let it choose another
-//! entry; an `ldap_uri` that is no host and port is refused when it is written.
+//! entry; an `ldap_uri` that is no host and port, with or without `ldap://`, is refused when it is written.
 
 use std::time::Duration;
 
@@ -278,9 +278,10 @@ mod tests {
         let refusal = testing::refusal::<Plugin>;
         assert_eq!(refusal(json!({"ldap_uri": "a"})), r#"property "base_dn" is required"#);
         assert_eq!(
-            refusal(json!({"base_dn": "dc=a", "ldap_uri": "ldap://a"})),
+            refusal(json!({"base_dn": "dc=a", "ldap_uri": "ldaps://a"})),
             "ldap_uri must be a host, or a host and a port, without a scheme"
         );
+        assert_eq!(refusal(json!({"base_dn": "dc=a", "ldap_uri": "ldap://127.0.0.1:1389"})), "");
         assert_eq!(refusal(json!({"base_dn": "dc=a", "ldap_uri": "$secret://vault/1/ldap/uri"})), "");
         let credential = Setup::new().credential::<Plugin>(&json!({}));
         assert_eq!(credential.err().as_deref(), Some(r#"property "user_dn" is required"#));

@@ -5,7 +5,7 @@
 //!
 //! Differs from APISIX: groups (an addition): those of the user are searched, told to the upstream and may be required;
 //! the password must be UTF-8; `keepalive_pool_name` has no effect, every configuration has
-//! connections of its own; an `ldap_uri` that is no host and port is refused when it is written.
+//! connections of its own; an `ldap_uri` that is no host and port, with or without `ldap://`, is refused when it is written.
 
 use std::{sync::Arc, time::Duration};
 

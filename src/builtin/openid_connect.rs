@@ -10,8 +10,8 @@
 //! a bearer token is never accepted unsigned, also not with `accept_none_alg`. A token in `X-Access-Token` alone is
 //! accepted; in APISIX the documented header ends in 401. A client's secret goes to introspection only in the way that
 //! `introspection_endpoint_auth_method` says, and a client without one sends its id in the form. Two logins that a
-//! browser begins at the same time do not disturb each other. `X-Forwarded-*` shape the redirect address only when they
-//! come from a trusted peer, `Forwarded` never does. A session opens only for the client and provider it was made for.
+//! browser begins at the same time do not disturb each other. `X-Forwarded-*` and `Forwarded` shape the redirect address
+//! only when they come from a trusted peer. A session opens only for the client and provider it was made for.
 //! A renewed ID token of another user ends the session. When the provider answers `login_required` to the silent
 //! request of `refresh_session_interval`, the user is asked to log in instead of getting a 500. Ping Federate's logout
 //! with a PNG is not there.
@@ -122,7 +122,7 @@ impl contract::Plugin for Plugin {
         let addon = conf.introspection_addon_headers.iter().map(HeaderName::try_from);
         Ok(Self {
             endpoints: Endpoints::new(&conf)?,
-            verifier: Verifier::new(&conf, provider.clone())?,
+            verifier: Verifier::new(&conf, provider.clone()),
             sessions: Sessions::new(&conf)?,
             claim_schema: conf.claim_schema.as_ref().map(compile).transpose()?,
             addon_headers: addon

@@ -1,14 +1,8 @@
 //! prometheus: counts responses, latencies and bytes per route, service, consumer and node.
 //!
-//! APISIX: plugins/prometheus.lua, prometheus/exporter.lua; what is counted stands in `plugin::metrics`. Differs
-//! from APISIX: behind `public-api` the metrics are always at /apisix/prometheus/metrics, whatever `export_uri`
-//! says; the export server follows it.
+//! APISIX: plugins/prometheus.lua, prometheus/exporter.lua; what is counted stands in `plugin::metrics`.
 
-use std::{
-    borrow::Cow,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use http::{StatusCode, header};
 use pingora::http::ResponseHeader;
@@ -17,10 +11,10 @@ use serde_json::{Map, Value, json};
 
 use crate::plugin::{
     contract::{self, HookFuture, PublicApi},
-    env::{BuildEnv, Carry},
+    env::BuildEnv,
     exchange::Exchange,
     metrics::{
-        self, Metrics,
+        self,
         http::{Http, Labels, Latency, Options, REQUEST_TYPE, STATUS_LABELS, TRAFFIC_LABELS},
     },
     phases::Phases,
@@ -98,7 +92,6 @@ impl contract::Plugin for Plugin {
     }
 
     fn build(config: Config, env: &BuildEnv<'_>) -> Result<Self, String> {
-        publish(env.carry, env.metrics);
         Ok(Self {
             http: env.metrics.http(env.attr, env.compat)?,
             prefer_name: config.prefer_name,
@@ -108,8 +101,14 @@ impl contract::Plugin for Plugin {
         })
     }
 
-    fn apis() -> Vec<PublicApi> {
-        vec![PublicApi { methods: &["GET"], path: EXPORT_URI, secret_args: &[], handler: export }]
+    /// There is none while metrics have their own listener, which is the default.
+    fn apis(attr: Option<&Value>) -> Vec<PublicApi> {
+        let of = |name| attr.and_then(|attr| attr.get(name));
+        if of("enable_export_server") != Some(&Value::Bool(false)) {
+            return Vec::new();
+        }
+        let path = of("export_uri").and_then(Value::as_str).unwrap_or(EXPORT_URI).to_owned();
+        vec![PublicApi { methods: &["GET"], path: path.into(), secret_args: &[], handler: export }]
     }
 
     fn log(&self, x: &mut Exchange<'_>) {
@@ -239,28 +238,9 @@ fn head_length(head: &ResponseHeader) -> usize {
     "HTTP/1.1 200 \r\n".len() + reason + fields + 2
 }
 
-/// Where the endpoint behind `public-api` finds the metrics.
-#[derive(Default)]
-struct Published(OnceLock<Arc<Metrics>>);
-
-/// Offers metrics to the endpoint behind `public-api`, also while no route has the plugin.
-pub fn publish(carry: &Carry, metrics: &Arc<Metrics>) {
-    carry.state("prometheus", Published::default).0.get_or_init(|| metrics.clone());
-}
-
-/// All metrics in Prometheus' text format, for the export server.
-pub fn render(metrics: &Metrics) -> String {
-    metrics::render(metrics)
-}
-
-/// Differs from APISIX: while metrics have their own listener, the endpoint exists and answers 404.
 fn export<'a>(x: &'a mut Exchange<'_>) -> HookFuture<'a> {
-    let published = x.world.carry().state("prometheus", Published::default);
-    let reply = match published.0.get() {
-        Some(metrics) if !metrics.has_export_server() => Reply::bytes(200, render(metrics))
-            .with_header(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8")),
-        _ => Reply::status(404).because("metrics have their own listener (enable_export_server)"),
-    };
+    let reply = Reply::bytes(200, metrics::render(x.world.metrics()))
+        .with_header(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
     Box::pin(async { reply.into() })
 }
 
@@ -316,7 +296,7 @@ mod tests {
             prepare(x.ctx);
             plugin.log(x);
         });
-        let text = render(setup.build_env().metrics);
+        let text = metrics::render(setup.build_env().metrics);
         text.lines()
             .filter(|line| line.contains(wanted) && !line.starts_with('#'))
             .map(str::to_owned)
@@ -387,15 +367,18 @@ mod tests {
 
     #[test]
     fn the_endpoint_exists_without_an_export_server_only() {
-        for (attr, expected) in [(json!({}), "404"), (json!({"enable_export_server": false}), "200 ")] {
-            let setup = Setup::new().attr(attr);
-            setup.build::<Plugin>(json!({})).unwrap();
-            Kit::get(EXPORT_URI, &[]).run(async |x| {
-                publish(x.world.carry(), setup.build_env().metrics);
-                let answer = testing::answer(&export(x).await);
-                assert!(answer.starts_with(expected), "{answer}");
-                assert_eq!(answer.contains("apisix_node_info"), expected == "200 ");
-            });
+        #[track_caller]
+        fn check(attr: Value, expected: &[&str]) {
+            let apis = <Plugin as contract::Plugin>::apis(Some(&attr));
+            assert_eq!(apis.iter().map(|api| &*api.path).collect::<Vec<_>>(), expected, "{attr}");
         }
+        check(json!({}), &[]);
+        check(json!({"enable_export_server": true, "export_uri": "/a"}), &[]);
+        check(json!({"enable_export_server": false}), &[EXPORT_URI]);
+        check(json!({"enable_export_server": false, "export_uri": "/a"}), &["/a"]);
+        Kit::get(EXPORT_URI, &[]).run(async |x| {
+            let answer = testing::answer(&export(x).await);
+            assert!(answer.starts_with("200 ") && answer.contains("apisix_node_info"), "{answer}");
+        });
     }
 }

@@ -41,7 +41,7 @@ impl contract::Plugin for Plugin {
     }
 
     fn build(config: Config, env: &BuildEnv<'_>) -> Result<Self, String> {
-        let apis = env.registry.all().iter().flat_map(|def| (def.apis)());
+        let apis = env.registry.all().iter().flat_map(|def| (def.apis)(env.registry.attr(def.name)));
         let mut secret_args: Vec<_> = apis.flat_map(|api| api.secret_args).copied().collect();
         secret_args.sort_unstable();
         secret_args.dedup();
@@ -87,13 +87,13 @@ mod tests {
     fn kit(target: &str) -> Kit {
         let json = PublicApi {
             methods: &["GET"],
-            path: "/json",
+            path: "/json".into(),
             secret_args: &[],
             handler: |x| Box::pin(async { Reply::json(200, json!({"path": x.path()})).into() }),
         };
         let silent = PublicApi {
             methods: &["GET", "POST"],
-            path: "/silent",
+            path: "/silent".into(),
             secret_args: &[],
             handler: |_| Box::pin(async { CONTINUE }),
         };

@@ -152,7 +152,7 @@ impl contract::Plugin for Plugin {
         Ok(Self)
     }
 
-    fn apis() -> Vec<PublicApi> {
+    fn apis(_attr: Option<&Value>) -> Vec<PublicApi> {
         endpoints::all()
     }
 

@@ -242,9 +242,15 @@ async fn checked(session: &mut Session) -> Result<()> {
     let kept = Kept::of(&mut old);
     // The framework gives back what it has read of the connection only when it believes it to be another request's.
     old.req_header_mut().remove_header(&header::TRANSFER_ENCODING);
+    // Nor when this request is to be the last one.
+    old.req_header_mut().remove_header(&header::CONNECTION);
+    old.set_keepalive_reuses_remaining(None);
     old.set_pipelining_enabled(true);
     old.set_server_keepalive(Some(0));
     let Some(reused) = old.reuse().await? else {
+        // What is answered now reaches nobody, but there has to be a request that it answers.
+        let nobody = Box::new(Cursor::new(Vec::<u8>::new()));
+        begin_again(session, &head, Replay::new(Bytes::new(), nobody), kept).await?;
         return Error::e_explain(ErrorType::InternalError, "the connection is gone");
     };
     let (connection, first) = reused.into_parts();

@@ -153,7 +153,15 @@ impl Chain {
             return CONTINUE;
         }
         for step in self.steps.iter() {
-            if !step.phases().has(phase) || !select(step) || !step.applies(x) {
+            if !step.phases().has(phase) || !select(step) {
+                continue;
+            }
+            if step.meta.filter_needs_body
+                && let Err(reply) = x.body().await
+            {
+                return ControlFlow::Break(step.stopped(reply, x));
+            }
+            if !step.applies(x) {
                 continue;
             }
             x.running = step.identity();

@@ -3,7 +3,7 @@
 //! To add a plugin: write `src/builtin/NAME.rs` with `pub struct Plugin` implementing [`Plugin`], add its line
 //! to the registry in `src/builtin/mod.rs`. Chain, Admin schema, plugin list and documents derive from that.
 
-use std::{any::Any, fmt, future::Future, pin::Pin, sync::Arc};
+use std::{any::Any, borrow::Cow, fmt, future::Future, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
@@ -89,8 +89,8 @@ pub trait Plugin: Send + Sync + Sized + 'static {
     /// Tells where this configuration looks for credentials in a request: logs show a mask in their place.
     fn credentials(&self, _tell: &mut dyn FnMut(Place<'_>)) {}
 
-    /// Endpoints that become reachable through a route with `public-api`.
-    fn apis() -> Vec<PublicApi> {
+    /// Endpoints that become reachable through a route with `public-api`; `attr` is the plugin's `plugin_attr`.
+    fn apis(_attr: Option<&Value>) -> Vec<PublicApi> {
         Vec::new()
     }
 
@@ -240,7 +240,7 @@ pub struct PublicApi {
     /// Methods it answers.
     pub methods: &'static [&'static str],
     /// Exact path.
-    pub path: &'static str,
+    pub path: Cow<'static, str>,
     /// Query arguments out of which it takes credentials.
     pub secret_args: &'static [&'static str],
     /// Answers the request; a `Continue` is taken as 200 without a body.

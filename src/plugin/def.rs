@@ -31,7 +31,7 @@ pub struct PluginDef {
     /// Secret fields of the configuration on a route.
     pub encrypt: &'static [&'static str],
     /// Endpoints behind `public-api`.
-    pub apis: fn() -> Vec<PublicApi>,
+    pub apis: fn(Option<&Value>) -> Vec<PublicApi>,
     /// The consumer's side, for plugins of type `auth`.
     pub auth: Option<AuthDef>,
     schema: Side,

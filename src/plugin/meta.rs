@@ -14,6 +14,8 @@ pub struct Meta {
     pub priority: Option<i64>,
     /// The plugin runs only for requests that match; evaluated once per request.
     pub filter: Option<Expr>,
+    /// The filter asks for something in the request's body.
+    pub filter_needs_body: bool,
     /// Replaces the body of every reply with a status ≥ 400.
     pub error_response: Option<ReplyBody>,
 }
@@ -39,6 +41,7 @@ impl Meta {
         Ok(Meta {
             disable: disabled(conf),
             priority: meta.get("priority").and_then(Value::as_i64),
+            filter_needs_body: filter.as_ref().is_some_and(Expr::needs_body),
             filter,
             error_response: meta.get("error_response").map(error_body),
         })

@@ -246,7 +246,7 @@ impl Kit {
 
     /// Adds a plugin's endpoints behind `public-api`.
     pub fn apis_of<P: Plugin>(mut self) -> Self {
-        self.world.apis.extend(P::apis());
+        self.world.apis.extend(P::apis(None));
         self
     }
 

@@ -558,7 +558,9 @@ impl Workspace {
 
     fn service_of(&self, conf: &resource::Route) -> Result<Option<resource::Service>, String> {
         let Some(id) = &conf.service_id else { return Ok(None) };
-        let Some(raw) = self.raw.get(&Key::new(Kind::Service, id.0.clone())) else { return Ok(None) };
+        let key = Key::new(Kind::Service, id.0.clone());
+        let compiled = self.chains.contains_key(&key);
+        let Some(raw) = self.raw.get(&key).filter(|_| compiled) else { return Ok(None) };
         resource::read(&raw.text).map(Some).map_err(text)
     }
 
@@ -608,7 +610,8 @@ impl Workspace {
 
     fn fault(&self, conf: &resource::Route, service: Option<&resource::Service>) -> Option<Fault> {
         let missing = |kind, id: &Option<resource::typed::Id>| match id {
-            Some(id) => !self.raw.contains_key(&Key::new(kind, id.0.clone())),
+            // One that never compiled is missing as well: without its plugins the route would be open.
+            Some(id) => !self.chains.contains_key(&Key::new(kind, id.0.clone())),
             None => false,
         };
         if missing(Kind::PluginConfig, &conf.plugin_config_id) {

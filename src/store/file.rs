@@ -178,7 +178,10 @@ impl FileStore {
                 if !has_end_flag(text) {
                     return Err(format!("missing valid end flag in file {}", self.path.display()));
                 }
-                parse(&(self.substitute)(text)?)?
+                parse(&(self.substitute)(text)?).map(|mut document| {
+                    members(&mut document).for_each(nothing_is_a_table);
+                    document
+                })?
             }
             FileFormat::Json => {
                 let document =
@@ -240,6 +243,22 @@ impl Store for FileStore {
 
     fn watch(&self) -> Watch {
         self.catalog.watch()
+    }
+}
+
+/// To the YAML reader of APISIX nothing is an empty table: `key-auth:` is a plugin without options.
+fn nothing_is_a_table(value: &mut Value) {
+    if value.is_null() {
+        *value = Value::Object(Map::new());
+    }
+    members(value).for_each(nothing_is_a_table);
+}
+
+fn members(value: &mut Value) -> Box<dyn Iterator<Item = &mut Value> + '_> {
+    match value {
+        Value::Array(items) => Box::new(items.iter_mut()),
+        Value::Object(members) => Box::new(members.values_mut()),
+        _ => Box::new(std::iter::empty()),
     }
 }
 

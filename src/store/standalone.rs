@@ -332,7 +332,8 @@ fn stored(value: &Value) -> Arc<str> {
 pub(super) fn items(kind: Kind, list: &Value) -> Vec<Item<'_>> {
     let Some(list) = list.as_array() else { return Vec::new() };
     let item = |(position, value): (usize, &'_ Value)| {
-        let id = value.get("id").filter(|id| !id.is_null()).or_else(|| value.get("username"));
+        let id =
+            value.get("id").filter(|id| !id.is_null() && !id.is_object()).or_else(|| value.get("username"));
         let id = id.map_or_else(|| format!("arr_{}", position + 1), plain);
         let is_credential = kind == Kind::Consumer && id.contains("/credentials/");
         Key::new(if is_credential { Kind::Credential } else { kind }, id)

@@ -11,6 +11,7 @@ mod ldap;
 mod limit;
 mod loggers;
 mod openid_connect;
+mod pinned;
 mod reasons;
 mod refusals;
 mod secrets;

@@ -22,7 +22,7 @@ use crate::{
 
 /// The endpoint.
 pub fn api() -> PublicApi {
-    PublicApi { methods: &["GET"], path: "/apisix/plugin/jwt/sign", secret_args: &[], handler: handle }
+    PublicApi { methods: &["GET"], path: "/apisix/plugin/jwt/sign".into(), secret_args: &[], handler: handle }
 }
 
 fn handle<'a>(x: &'a mut Exchange<'_>) -> HookFuture<'a> {

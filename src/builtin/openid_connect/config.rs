@@ -515,8 +515,12 @@ fn enabled(conf: &Value, what: &str) -> bool {
 /// What a private key's public JWK would be: kind, curve and the members that name it.
 fn private_jwk(pem: &str, field: &str) -> Result<Map<String, Value>, String> {
     // OpenSSL's words could quote the key.
-    let key: PKey<Private> = PKey::private_key_from_pem_passphrase(pem.as_bytes(), b"")
-        .map_err(|_| format!("property \"{field}\" is not a valid key: it cannot be read"))?;
+    let key: PKey<Private> = PKey::private_key_from_pem_passphrase(pem.as_bytes(), b"").map_err(|_| {
+        match PKey::public_key_from_pem(pem.as_bytes()) {
+            Ok(_) => format!("property \"{field}\" has no private key in it"),
+            Err(_) => format!("property \"{field}\" is not a valid key: it cannot be read"),
+        }
+    })?;
     public_members(&key).ok_or_else(|| format!("property \"{field}\" could not be read as a JWK"))
 }
 

@@ -30,7 +30,7 @@ pub struct Endpoints {
     client: Client,
     client_id: Box<str>,
     secret: Option<Box<str>>,
-    key: Option<SigningKey>,
+    key: Option<Result<SigningKey, String>>,
     key_id: Option<Box<str>>,
     secret_key: Option<SigningKey>,
     assertion_lifetime: i64,
@@ -61,7 +61,10 @@ impl Endpoints {
             configured.filter(|one| one.is_symmetric() == default.is_symmetric()).unwrap_or(default)
         };
         let private = config.client_rsa_private_key.as_deref();
-        let key = private.map(|pem| SigningKey::from_pem(algorithm(Algorithm::RS256), pem)).transpose();
+        let key = private.map(|pem| {
+            let key = SigningKey::from_pem(algorithm(Algorithm::RS256), pem);
+            key.map_err(|error| format!("client_rsa_private_key: {error}"))
+        });
         let secret = config.client_secret.as_deref().filter(|secret| !secret.is_empty());
         let secret_key =
             secret.map(|secret| SigningKey::from_secret(algorithm(Algorithm::HS256), secret.as_bytes()));
@@ -69,7 +72,7 @@ impl Endpoints {
             client: Client::new(&call_options(config))?,
             client_id: config.client_id.as_str().into(),
             secret: secret.map(Into::into),
-            key: key.map_err(|error| format!("client_rsa_private_key: {error}"))?,
+            key,
             key_id: config.client_rsa_private_key_id.as_deref().map(Into::into),
             secret_key: secret_key.transpose().map_err(|error| format!("client_secret: {error}"))?,
             assertion_lifetime: config.client_jwt_assertion_expires_in,
@@ -231,7 +234,7 @@ impl Endpoints {
     ) -> Result<Option<HeaderValue>, String> {
         match (method, &self.secret) {
             ("private_key_jwt", _) => {
-                let key = self.key.as_ref().ok_or("Can't use private_key_jwt without a key.")?;
+                let key = self.key.as_ref().ok_or("Can't use private_key_jwt without a key.")?.as_ref()?;
                 self.assert(endpoint, key, fields)?;
             }
             ("client_secret_jwt", _) => {

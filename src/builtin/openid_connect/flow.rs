@@ -503,10 +503,23 @@ fn public_address(x: &Exchange<'_>) -> (String, Option<String>) {
         let value = x.header(name).filter(|_| x.ctx.peer_trusted)?;
         Some(value.split(',').next().unwrap_or_default().trim().to_owned()).filter(|value| !value.is_empty())
     };
-    let scheme = told("x-forwarded-proto").filter(|scheme| scheme == "http" || scheme == "https");
-    let host = told("x-forwarded-host").or_else(|| x.header("host").map(str::to_owned));
+    let standard = x.header("forwarded").filter(|_| x.ctx.peer_trusted).unwrap_or_default();
+    let scheme = forwarded(standard, "proto").or_else(|| told("x-forwarded-proto"));
+    let scheme = scheme.filter(|scheme| scheme == "http" || scheme == "https");
+    let host = forwarded(standard, "host").or_else(|| told("x-forwarded-host"));
+    let host = host.or_else(|| x.header("host").map(str::to_owned));
     let authority = || x.session.req_header().uri.authority().map(|host| host.to_string());
     (scheme.unwrap_or_else(|| x.ctx.scheme.to_owned()), host.or_else(authority))
+}
+
+/// A parameter of the first element of `Forwarded` (RFC 7239), which wins over `X-Forwarded-*`.
+fn forwarded(value: &str, wanted: &str) -> Option<String> {
+    let parameter = |pair: &str| {
+        let (name, value) = pair.split_once('=')?;
+        let value = value.trim().trim_matches('"');
+        (name.trim().eq_ignore_ascii_case(wanted) && !value.is_empty()).then(|| value.to_owned())
+    };
+    value.split(',').next()?.split(';').find_map(parameter)
 }
 
 fn with_arguments(target: &str, arguments: &[(&str, &str)]) -> String {
@@ -542,4 +555,22 @@ fn restart(x: &mut Exchange<'_>, sessions: &Sessions, url: &str, fault: Fault) -
 
 pub(super) fn unavailable(reason: String) -> Reply {
     Reply::status(503).because(format!("OIDC access discovery url failed: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwarded_parameters() {
+        #[track_caller]
+        fn check(value: &str, host: Option<&str>, proto: Option<&str>) {
+            assert_eq!(forwarded(value, "host").as_deref(), host, "{value}");
+            assert_eq!(forwarded(value, "proto").as_deref(), proto, "{value}");
+        }
+        check("", None, None);
+        check("host=\"a.com:443\";proto=\"https\"", Some("a.com:443"), Some("https"));
+        check("for=1.2.3.4; Host=a.com, host=b.com;proto=https", Some("a.com"), None);
+        check("host=;proto", None, None);
+    }
 }

@@ -51,15 +51,12 @@ pub struct Verifier {
 
 impl Verifier {
     /// Prepares the keys.
-    ///
-    /// # Errors
-    /// `public_key` cannot be read.
-    pub fn new(config: &Config, provider: Arc<Provider>) -> Result<Self, String> {
-        let fixed = config.public_key.as_deref().map(public_keys).transpose()?;
+    pub fn new(config: &Config, provider: Arc<Provider>) -> Self {
+        let fixed = config.public_key.as_deref().map(public_keys);
         let secret = config.client_secret.as_deref().unwrap_or_default();
         let symmetric = Algorithm::ALL.into_iter().filter(|one| one.is_symmetric() && !secret.is_empty());
         let expected = config.token_signing_alg_values_expected.as_deref();
-        Ok(Self {
+        Self {
             provider,
             client_id: config.client_id.as_str().into(),
             fixed,
@@ -74,7 +71,7 @@ impl Verifier {
             accept_none: config.accept_none_alg,
             accept_unsupported: config.accept_unsupported_alg,
             memo: (!config.jwt_verification_cache_ignore).then(|| Memo::new(MEMORY)),
-        })
+        }
     }
 
     /// The claims of a bearer token that is genuine, in time and of a valid issuer.
@@ -327,11 +324,15 @@ pub fn stored_claims(text: &str) -> Option<Claims> {
     }
 }
 
-fn public_keys(text: &str) -> Result<Vec<VerifyingKey>, String> {
+/// None if the text cannot be read: then no token is believed.
+fn public_keys(text: &str) -> Vec<VerifyingKey> {
     let keys: Vec<_> = Algorithm::ALL
         .into_iter()
         .filter(|algorithm| !algorithm.is_symmetric())
         .filter_map(|algorithm| VerifyingKey::from_pem(algorithm, text).ok())
         .collect();
-    if keys.is_empty() { Err("public_key cannot be read".into()) } else { Ok(keys) }
+    if keys.is_empty() {
+        tracing::warn!("public_key of openid-connect cannot be read: no token will be believed");
+    }
+    keys
 }

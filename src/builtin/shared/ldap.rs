@@ -203,7 +203,7 @@ impl Directory {
     /// The address is none.
     pub fn new(address: &str, default_port: u16, options: Options) -> Result<Self, String> {
         let scheme = if options.tls == Tls::Ldaps { "ldaps" } else { "ldap" };
-        let url = match split_address(address) {
+        let url = match split_address(address.strip_prefix("ldap://").unwrap_or(address)) {
             Some((host, port)) => Some(format!("{scheme}://{host}:{}", port.unwrap_or(default_port))),
             // It may resolve later; until then nobody is let in.
             None if is_secret_ref(address) => None,

@@ -21,19 +21,19 @@ pub(super) fn all() -> Vec<PublicApi> {
     vec![
         PublicApi {
             methods: &["POST"],
-            path: "/apisix/plugin/wolf-rbac/login",
+            path: "/apisix/plugin/wolf-rbac/login".into(),
             secret_args: &[],
             handler: |x| Box::pin(async { flow(login(x).await) }),
         },
         PublicApi {
             methods: &["PUT"],
-            path: "/apisix/plugin/wolf-rbac/change_pwd",
+            path: "/apisix/plugin/wolf-rbac/change_pwd".into(),
             secret_args: &[ARGUMENT],
             handler: |x| Box::pin(async { flow(change_password(x).await) }),
         },
         PublicApi {
             methods: &["GET"],
-            path: "/apisix/plugin/wolf-rbac/user_info",
+            path: "/apisix/plugin/wolf-rbac/user_info".into(),
             secret_args: &[ARGUMENT],
             handler: |x| Box::pin(async { flow(user_info(x).await) }),
         },

@@ -48,6 +48,9 @@ pub struct NodeStatus {
 /// Tells the nodes' states.
 pub type NodeSource = Box<dyn Fn() -> Vec<NodeStatus> + Send + Sync>;
 
+/// Kinds of resources that are shown also while there are none, as APISIX does.
+const KINDS: [&str; 8] =
+    ["consumers", "global_rules", "protos", "routes", "services", "ssls", "stream_routes", "upstreams"];
 const REACHABLE: u8 = 1;
 const UNREACHABLE: u8 = 2;
 
@@ -69,7 +72,7 @@ impl Gateway {
         revisions.insert(kind.to_owned(), revision);
     }
 
-    /// Notes whether the store answers; without it `etcd_reachable` is left out.
+    /// Notes whether the store that stands for etcd answers; without it there are no `etcd_*`.
     pub fn set_store_reachable(&self, reachable: bool) {
         self.store.store(if reachable { REACHABLE } else { UNREACHABLE }, Relaxed);
     }
@@ -81,9 +84,9 @@ impl Gateway {
 
     pub(super) fn render(&self, out: &mut String, prefix: &str, compat: Compat) {
         let named = |name: &str| format!("{prefix}{name}");
-        self.render_revisions(out, &named("etcd_modify_indexes"));
         let store = self.store.load(Relaxed);
         if store != 0 {
+            self.render_revisions(out, &named("etcd_modify_indexes"));
             let name = named("etcd_reachable");
             text::family(out, &name, "Config server etcd reachable from APISIX, 0 is unreachable", "gauge");
             text::sample(out, &name, &[], u8::from(store == REACHABLE));
@@ -97,13 +100,21 @@ impl Gateway {
     }
 
     fn render_revisions(&self, out: &mut String, name: &str) {
-        let revisions = self.revisions.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(newest) = revisions.values().max() else { return };
+        let mut revisions = self.revisions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let newest = revisions.values().max().copied().unwrap_or(0);
+        for kind in KINDS {
+            revisions.entry(kind.to_owned()).or_insert(0);
+        }
+        let global_rules = revisions.get("global_rules").copied().unwrap_or(0);
         text::family(out, name, "Etcd modify index for APISIX keys", "gauge");
         for (kind, revision) in &revisions {
             text::sample(out, name, &[("key", kind)], revision);
         }
-        text::sample(out, name, &[("key", "max_modify_index")], newest);
+        for (key, revision) in
+            [("max_modify_index", newest), ("prev_index", global_rules), ("x_etcd_index", newest)]
+        {
+            text::sample(out, name, &[("key", key)], revision);
+        }
     }
 
     fn render_connections(&self, out: &mut String, name: &str) {
@@ -172,8 +183,16 @@ mod tests {
             lines,
             [
                 "apisix_etcd_modify_indexes{key=\"consumers\"} 4",
+                "apisix_etcd_modify_indexes{key=\"global_rules\"} 0",
+                "apisix_etcd_modify_indexes{key=\"protos\"} 0",
                 "apisix_etcd_modify_indexes{key=\"routes\"} 12",
+                "apisix_etcd_modify_indexes{key=\"services\"} 0",
+                "apisix_etcd_modify_indexes{key=\"ssls\"} 0",
+                "apisix_etcd_modify_indexes{key=\"stream_routes\"} 0",
+                "apisix_etcd_modify_indexes{key=\"upstreams\"} 0",
                 "apisix_etcd_modify_indexes{key=\"max_modify_index\"} 12",
+                "apisix_etcd_modify_indexes{key=\"prev_index\"} 0",
+                "apisix_etcd_modify_indexes{key=\"x_etcd_index\"} 12",
                 "apisix_etcd_reachable 0",
                 "apisix_http_requests_total 7",
                 "apisix_nginx_http_current_connections{state=\"accepted\"} 3",
