@@ -26,6 +26,15 @@ fn a_filter_may_ask_for_the_body() {
 }
 
 #[test]
+fn a_path_cannot_be_written_past_the_uri_blocker() {
+    let fixture = Fixture::new(json!({"uri-blocker": {"block_rules": ["^/internal/"]}}));
+    for target in ["/internal/x", "/./internal/x?aa=1", "//internal/x", "/%69nternal/x", "/a/../internal/x"] {
+        fixture.get(target, &[]).expect(403);
+    }
+    fixture.get("/external/internal/", &[]).expect(200);
+}
+
+#[test]
 fn metrics_behind_public_api_follow_the_export_uri() {
     let gateway = Setup::new()
         .set("plugin_attr.prometheus.enable_export_server", false)
