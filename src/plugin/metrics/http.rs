@@ -238,35 +238,41 @@ impl Http {
 
     fn render_bandwidth(&self, out: &mut String) {
         let name = format!("{}bandwidth", self.settings.prefix);
-        text::family(out, &name, "Total bandwidth in bytes consumed per service in APISIX", "counter");
+        let help = "Total bandwidth in bytes consumed per service in APISIX";
         let names = self.traffic_names(&self.settings.bandwidth);
-        self.bandwidth.each(self.now(), |values, cells| {
-            for (direction, cell) in DIRECTIONS.iter().zip(cells) {
-                text::sample(out, &name, &typed(direction, &names, values), cell.load(Relaxed));
-            }
+        text::family_of(out, &name, help, "counter", |out| {
+            self.bandwidth.each(self.now(), |values, cells| {
+                for (direction, cell) in DIRECTIONS.iter().zip(cells) {
+                    text::sample(out, &name, &typed(direction, &names, values), cell.load(Relaxed));
+                }
+            });
         });
     }
 
     fn render_latency(&self, out: &mut String) {
         let name = format!("{}http_latency", self.settings.prefix);
-        text::family(out, &name, "HTTP request latency in milliseconds per service in APISIX", "histogram");
+        let help = "HTTP request latency in milliseconds per service in APISIX";
         let names = self.traffic_names(&self.settings.latency);
-        self.latency.each(self.now(), |values, histograms| {
-            for (kind, histogram) in LATENCIES.iter().zip(histograms) {
-                let labels = typed(kind, &names, values);
-                histogram.render(out, &name, &self.settings.buckets, labels);
-            }
+        text::family_of(out, &name, help, "histogram", |out| {
+            self.latency.each(self.now(), |values, histograms| {
+                for (kind, histogram) in LATENCIES.iter().zip(histograms) {
+                    let labels = typed(kind, &names, values);
+                    histogram.render(out, &name, &self.settings.buckets, labels);
+                }
+            });
         });
     }
 
     fn render_status(&self, out: &mut String) {
         let name = format!("{}http_status", self.settings.prefix);
-        text::family(out, &name, "HTTP status codes per service in APISIX", "counter");
+        let help = "HTTP status codes per service in APISIX";
         let own = STATUS_LABELS[..self.compat.status_labels()].iter().copied();
         let names: Vec<&str> = own.chain(extra_names(&self.settings.status)).collect();
-        self.status.each(self.now(), |values, cell| {
-            let labels: Vec<_> = names.iter().copied().zip(values.iter().map(|value| &**value)).collect();
-            text::sample(out, &name, &labels, cell.load(Relaxed));
+        text::family_of(out, &name, help, "counter", |out| {
+            self.status.each(self.now(), |values, cell| {
+                let labels: Vec<_> = names.iter().copied().zip(values.iter().map(|value| &**value)).collect();
+                text::sample(out, &name, &labels, cell.load(Relaxed));
+            });
         });
     }
 

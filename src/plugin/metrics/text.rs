@@ -8,6 +8,17 @@ pub fn family(out: &mut String, name: &str, help: &str, kind: &str) {
     let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
 }
 
+/// A metric with what `samples` writes of it; nothing at all when it writes nothing, as APISIX does.
+pub fn family_of(out: &mut String, name: &str, help: &str, kind: &str, samples: impl FnOnce(&mut String)) {
+    let before = out.len();
+    family(out, name, help, kind);
+    let begun = out.len();
+    samples(out);
+    if out.len() == begun {
+        out.truncate(before);
+    }
+}
+
 /// One value of a metric.
 pub fn sample(out: &mut String, name: &str, labels: &[(&str, &str)], value: impl Display) {
     out.push_str(name);
@@ -46,5 +57,9 @@ mod tests {
         let expected =
             "# HELP a What it is\n# TYPE a gauge\na 1\na{x=\"say \\\"a\\\\b\\\"\\n\",y=\"\"} 2.5\n";
         assert_eq!(out, expected);
+        family_of(&mut out, "none", "Nothing", "gauge", |_| {});
+        assert_eq!(out, expected);
+        family_of(&mut out, "b", "One", "gauge", |out| sample(out, "b", &[], 1));
+        assert_eq!(out, format!("{expected}# HELP b One\n# TYPE b gauge\nb 1\n"));
     }
 }
