@@ -245,7 +245,10 @@ fn documents_that_are_no_schemas() {
         json!({"minLength": "1"}),
         "invalid value of schema keyword \"minLength\": expected number",
     );
-    check_refused(json!({"required": true}), "invalid value of schema keyword \"required\": table expected, got boolean");
+    check_refused(
+        json!({"required": true}),
+        "invalid value of schema keyword \"required\": table expected, got boolean",
+    );
     assert!(Schema::compile(&json!({"pattern": "("})).is_err());
 }
 
