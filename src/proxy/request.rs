@@ -218,7 +218,11 @@ fn match_once(
                     .position(|other| other.eq_ignore_ascii_case(one))
                     .and_then(|at| u16::try_from(at).ok())
             };
-            let path = position(&route.meta.paths, found.path).unwrap_or(0);
+            // Most routes have one path. Its text need not be looked at then: it is cold among many routes.
+            let path = match &*route.meta.paths {
+                [_] => 0,
+                paths => position(paths, found.path).unwrap_or(0),
+            };
             let host = found.host.and_then(|host| position(&route.meta.hosts, host));
             let text = |(name, value): (&str, &[u8])| (name.into(), lossless::from_bytes(value).into());
             let params = found.params.iter(request.path()).map(text).collect();
