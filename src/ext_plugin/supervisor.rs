@@ -35,8 +35,9 @@ use super::{
     stats::Stage,
 };
 
-/// How long a process may take until it is ready.
-const START: Duration = Duration::from_secs(30);
+/// How long a process may take until it is ready. A JVM on a busy machine takes longer than half a minute; what ends, or
+/// cannot be started, is noticed at once anyway.
+const START: Duration = Duration::from_secs(120);
 
 /// How long one question whether it is may take.
 const PROBE: Duration = Duration::from_secs(5);
