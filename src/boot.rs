@@ -384,7 +384,7 @@ fn environment(settings: &Settings) -> Result<Env> {
     }
     let registry = Enabled::new(settings.plugins.as_deref(), attributes(settings));
     let compat = settings.portcullis.compat;
-    let apis = registry.all().iter().flat_map(|def| (def.apis)(registry.attr(def.name))).collect();
+    let apis = registry.apis();
     let apisix = &settings.apisix;
     Ok(Env {
         registry,

@@ -41,8 +41,8 @@ impl contract::Plugin for Plugin {
     }
 
     fn build(config: Config, env: &BuildEnv<'_>) -> Result<Self, String> {
-        let apis = env.registry.all().iter().flat_map(|def| (def.apis)(env.registry.attr(def.name)));
-        let mut secret_args: Vec<_> = apis.flat_map(|api| api.secret_args).copied().collect();
+        let apis = env.registry.apis();
+        let mut secret_args: Vec<_> = apis.iter().flat_map(|api| api.secret_args).copied().collect();
         secret_args.sort_unstable();
         secret_args.dedup();
         Ok(Self { uri: config.uri.map(String::into_boxed_str), secret_args: secret_args.into() })

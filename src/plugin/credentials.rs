@@ -1,8 +1,9 @@
 //! Where requests carry credentials, and what logs show in their place.
 //!
 //! A plugin says where it looks ([`Place`]); in the log phase the exchange knows those of all chains that ran, whether
-//! or not the plugin came to look: what an earlier one refused is logged, too. Invariant: loggers and labels of metrics read variables through
-//! [`Exchange::logged`] and headers through [`Exchange::logged_header`]; conditions and plugins see what was sent.
+//! or not the plugin came to look: what an earlier one refused is logged, too. Invariant: loggers and labels of metrics
+//! read variables through [`Exchange::logged`] and headers through [`Exchange::logged_header`]; conditions and plugins
+//! see what was sent.
 
 use std::borrow::Cow;
 

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{def::PluginDef, metrics::Metrics};
+use super::{contract::PublicApi, def::PluginDef, metrics::Metrics};
 use crate::compat::Compat;
 
 /// The resource that carries a plugin's configuration.
@@ -35,6 +35,10 @@ pub trait Registry: Send + Sync {
     fn all(&self) -> &[&'static PluginDef];
     /// `plugin_attr.NAME` of config.yaml.
     fn attr(&self, name: &str) -> Option<&Value>;
+    /// The endpoints that the enabled plugins offer behind `public-api`.
+    fn apis(&self) -> Vec<PublicApi> {
+        self.all().iter().flat_map(|def| (def.apis)(self.attr(def.name))).collect()
+    }
 }
 
 /// What a check may see.
