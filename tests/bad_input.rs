@@ -56,6 +56,8 @@ impl Fixture {
     fn refused(&self, what: &str, bytes: &[u8], statuses: &[u16]) {
         self.gateway.get("/alive").expect(200);
         let logged = self.asked.replace(self.asked.get() + 2) + 1;
+        // A line is written after its answer is sent, so that of another connection could come before it.
+        self.logged(logged);
         let before = self.upstream.count();
         let mut client = Connection::open(self.gateway.ports.http);
         match client.raw(bytes).try_response_within(PATIENCE) {
