@@ -409,7 +409,7 @@ mod tests {
                 let began = Instant::now();
                 assert_eq!(testing::answer(&plugin.access(x).await), "continue");
                 let took = began.elapsed().as_millis();
-                assert!((wait..wait + 1_000).contains(&took), "{took} ms instead of {wait}");
+                assert!(took >= wait, "{took} ms instead of {wait}");
             }
         });
     }

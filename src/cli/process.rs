@@ -190,7 +190,8 @@ mod tests {
         let program = directory.path().join("portcullis");
         let sleep =
             ["/bin/sleep", "/usr/bin/sleep"].into_iter().find(|path| Path::new(path).exists()).unwrap();
-        std::fs::copy(sleep, &program).unwrap();
+        // In another process: a file that another test's child inherits while it is written cannot be run.
+        assert!(Command::new("cp").arg(sleep).arg(&program).status().unwrap().success());
         let mut gateway = sleeper(&program);
         while !std::fs::read_to_string(format!("/proc/{}/comm", gateway.id()))
             .unwrap()

@@ -299,17 +299,24 @@ mod tests {
         kill(Pid::this(), number).unwrap();
     }
 
+    /// A signal, and what is said of it before the next one is sent.
+    type Step = (Number, &'static [&'static str]);
+
+    const QUIT: &[Step] = &[(Number::SIGQUIT, &["Drained"])];
+
     impl Process {
-        /// Starts to listen, sends the signals one after the other, and tells what Pingora hears.
-        async fn hears(&mut self, numbers: &[Number]) -> ShutdownSignal {
+        /// Starts to listen, takes the steps one after the other, and tells what Pingora hears.
+        async fn hears(&mut self, steps: &[Step]) -> ShutdownSignal {
             let signals = self.signals.clone();
-            // Registered before the first signal is sent, so that it does not end the tests.
-            let _registered = Streams::register().unwrap();
-            let heard = tokio::spawn(async move { signals.recv().await });
-            sleep(Duration::from_millis(50)).await;
-            for number in numbers {
+            let mut heard = Box::pin(async move { signals.recv().await });
+            // Its first look registers it; a signal before that would end the tests.
+            tokio::time::timeout(Duration::ZERO, &mut heard).await.unwrap_err();
+            let heard = tokio::spawn(heard);
+            for (number, said) in steps {
                 raise(*number);
-                sleep(Duration::from_millis(20)).await;
+                for said in *said {
+                    assert_eq!(self.says().await, *said, "{steps:?}");
+                }
             }
             heard.await.unwrap()
         }
@@ -322,23 +329,18 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn each_signal_has_its_meaning() {
         let _alone = ALONE.lock().await;
-        for (numbers, said, expected) in [
-            (&[Number::SIGINT][..], &["Now"][..], "FastShutdown"),
-            (&[Number::SIGTERM], &["Soon"], "GracefulTerminate"),
-            (&[Number::SIGQUIT], &["Drained"], "GracefulTerminate"),
-            (&[Number::SIGUSR2], &["start", "HandedOver"], "GracefulUpgrade"),
-            (&[Number::SIGHUP], &["start", "HandedOver"], "GracefulUpgrade"),
-            (
-                &[Number::SIGUSR1, Number::SIGUSR1, Number::SIGINT],
-                &["reopen", "reopen", "Now"],
-                "FastShutdown",
-            ),
+        let reopen: Step = (Number::SIGUSR1, &["reopen"]);
+        let now: Step = (Number::SIGINT, &["Now"]);
+        for (steps, expected) in [
+            (&[now][..], "FastShutdown"),
+            (&[(Number::SIGTERM, &["Soon"])], "GracefulTerminate"),
+            (&[(Number::SIGQUIT, &["Drained"])], "GracefulTerminate"),
+            (&[(Number::SIGUSR2, &["start", "HandedOver"])], "GracefulUpgrade"),
+            (&[(Number::SIGHUP, &["start", "HandedOver"])], "GracefulUpgrade"),
+            (&[reopen, reopen, now], "FastShutdown"),
         ] {
             let mut process = process(Duration::from_secs(3600), 1);
-            assert_eq!(format!("{:?}", process.hears(numbers).await), expected);
-            for said in said {
-                assert_eq!(process.says().await, *said, "{numbers:?}");
-            }
+            assert_eq!(format!("{:?}", process.hears(steps).await), expected);
             assert!(process.said.is_empty());
         }
     }
@@ -348,20 +350,20 @@ mod tests {
         let _alone = ALONE.lock().await;
         let mut process = process(Duration::from_secs(1), 0);
         process.heir.store(false, Ordering::Relaxed);
-        let numbers = [Number::SIGUSR2, Number::SIGHUP, Number::SIGUSR1, Number::SIGINT];
-        assert_eq!(format!("{:?}", process.hears(&numbers).await), "FastShutdown");
-        assert_eq!(
-            [process.says().await, process.says().await, process.says().await],
-            ["start", "reopen", "Now"]
-        );
+        let steps: [Step; 4] = [
+            (Number::SIGUSR2, &["start"]),
+            (Number::SIGHUP, &[]),
+            (Number::SIGUSR1, &["reopen"]),
+            (Number::SIGINT, &["Now"]),
+        ];
+        assert_eq!(format!("{:?}", process.hears(&steps).await), "FastShutdown");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn it_leaves_when_the_last_request_is_done() {
         let _alone = ALONE.lock().await;
         let mut process = process(Duration::from_secs(3600), 1);
-        process.hears(&[Number::SIGQUIT]).await;
-        assert_eq!(process.says().await, "Drained");
+        process.hears(QUIT).await;
         sleep(ANNOUNCE + SETTLE + 2 * LOOK_EVERY).await;
         assert!(process.said.is_empty(), "it left an open request");
         process.open.store(0, Ordering::Relaxed);
@@ -372,18 +374,18 @@ mod tests {
     async fn it_leaves_when_time_is_up() {
         let _alone = ALONE.lock().await;
         let mut process = process(Duration::from_millis(100), 1);
-        process.hears(&[Number::SIGQUIT]).await;
-        assert_eq!([process.says().await, process.says().await], ["Drained", "leave"]);
+        process.hears(QUIT).await;
+        assert_eq!(process.says().await, "leave");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn it_leaves_when_asked_twice() {
         let _alone = ALONE.lock().await;
         let mut process = process(Duration::from_secs(3600), 1);
-        process.hears(&[Number::SIGQUIT]).await;
+        process.hears(QUIT).await;
         raise(Number::SIGQUIT);
         raise(Number::SIGUSR1);
-        assert_eq!([process.says().await, process.says().await], ["Drained", "reopen"]);
+        assert_eq!(process.says().await, "reopen");
         assert!(process.said.is_empty());
         raise(Number::SIGTERM);
         assert_eq!(process.says().await, "leave");

@@ -154,16 +154,14 @@ fn retries() {
 
 #[test]
 fn retry_timeout() {
-    let upstream = upstream(&UpstreamConf {
-        retry_timeout: 0.02,
-        ..conf(Kind::RoundRobin, "127.0.0.1:1, 127.0.0.2:1, 127.0.0.3:1")
-    });
-    let mut selection = Selection::default();
-    let picked = upstream.pick(&mut selection, &CLIENT).expect("a node");
-    assert_eq!(upstream.retry(&mut selection, &picked, Failure::Tcp), Retry::Again);
-    std::thread::sleep(Duration::from_millis(30));
-    let picked = upstream.pick(&mut selection, &CLIENT).expect("a node");
-    assert_eq!(upstream.retry(&mut selection, &picked, Failure::Tcp), Retry::TimedOut);
+    for (retry_timeout, expected) in [(3600.0, Retry::Again), (0.02, Retry::TimedOut)] {
+        let upstream =
+            upstream(&UpstreamConf { retry_timeout, ..conf(Kind::RoundRobin, "127.0.0.1:1, 127.0.0.2:1") });
+        let mut selection = Selection::default();
+        let picked = upstream.pick(&mut selection, &CLIENT).expect("a node");
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(upstream.retry(&mut selection, &picked, Failure::Tcp), expected, "{retry_timeout} s");
+    }
 }
 
 #[test]
@@ -402,6 +400,15 @@ fn client_certificates_are_part_of_the_peer() {
     }
 }
 
+/// Waits until something holds, on a busy machine too.
+pub(super) async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(60), "never: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// A TLS server that answers every connection with 200; tells the server names it was asked for.
 async fn tls_server() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let cert = X509::from_pem(CERT.as_bytes()).expect("a certificate");
@@ -441,11 +448,7 @@ async fn pingora_connects_to_the_peer_without_verifying() {
     let (_, reused) = connector.get_http_session(&*peer).await.expect("a connection");
     assert!(!reused);
     // the server notes the name after its half of the handshake
-    let start = Instant::now();
-    while names.lock().expect("a lock").is_empty() {
-        assert!(start.elapsed() < Duration::from_secs(10));
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the name is noted", || !names.lock().expect("a lock").is_empty()).await;
     assert_eq!(names.lock().expect("a lock")[0], "up.com");
 }
 
@@ -469,11 +472,8 @@ async fn https_probes_name_the_host_and_verify_unless_told_not_to() {
     let probes = health::probe::Probes::default();
     probes.sync([("a".to_owned(), Arc::clone(&trusting)), ("b".to_owned(), Arc::clone(&strict))]);
     let is_up = |up: &Upstream| up.nodes()[0].state().health.health().is_up();
-    let start = Instant::now();
-    while is_up(&strict) || names.lock().expect("a lock").is_empty() {
-        assert!(start.elapsed() < Duration::from_secs(10));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let probed = || !is_up(&strict) && !names.lock().expect("a lock").is_empty();
+    eventually("both are probed", probed).await;
     assert!(is_up(&trusting));
     assert_eq!(names.lock().expect("a lock")[0], "up.com");
 }
@@ -517,11 +517,8 @@ async fn probes_find_out_who_serves() {
     let states = |up: &Upstream| -> Vec<bool> {
         up.nodes().iter().map(|n| n.state().health.health().is_up()).collect()
     };
-    let start = Instant::now();
-    while states(&http) != [true, false, false] || states(&tcp) != [true, true, false] {
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?} {:?}", states(&http), states(&tcp));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("HTTP tells who answers well", || states(&http) == [true, false, false]).await;
+    eventually("TCP tells who listens", || states(&tcp) == [true, true, false]).await;
     let report = http.health_report("/upstreams/1").expect("a report");
     assert_eq!(report["name"], "/upstreams/1");
     assert_eq!(report["type"], "http");
