@@ -267,8 +267,10 @@ fn credentials() {
 fn a_resource_with_a_ttl_goes_by_itself() {
     let upstream = Upstream::echo();
     let gateway = Gateway::start();
-    gateway.put("/routes/1?ttl=1", json!({"uri": "/x", "upstream": upstream.resource()}));
-    gateway.get("/x").expect(200);
+    eventually("the route is there", || {
+        gateway.put("/routes/1?ttl=1", json!({"uri": "/x", "upstream": upstream.resource()}));
+        gateway.get("/x").status == 200
+    });
     eventually("the route is gone", || gateway.get("/x").status == 404);
     gateway.admin("GET", "/routes/1").send().expect(404);
     let bad =

@@ -291,7 +291,8 @@ fn plugins_of_one_consumer() {
                 "limit-conn": {"conn": 1, "burst": 0, "default_conn_delay": 0.1, "key": "remote_addr"},
             }),
         );
-        let logger = json!({"uri": format!("http://{}/logs", logs.node()), "batch_max_size": 1});
+        let logger =
+            json!({"uri": format!("http://{}/logs", logs.node()), "batch_max_size": 1, "timeout": 30});
         consumer("consumer_b", json!({"http-logger": logger}));
         let plugins = json!({"basic-auth": {}});
         let route = json!({"uri": "/app", "plugins": plugins, "upstream": application.resource()});

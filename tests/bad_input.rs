@@ -136,9 +136,9 @@ fn what_is_no_request_gets_the_usual_page_and_its_line_in_the_access_log() {
     let setup = setup.set("nginx_config.http.access_log_format", format);
     let gateway = setup.set("nginx_config.http.access_log_buffer", 1).start();
     let mut client = Connection::open(gateway.ports.http);
-    // The second request of a connection, which arrives in pieces.
+    // The second request of a connection, which arrives in pieces; the last has the fault and what is logged of it.
     client.exchange(&gateway.request("GET", "/first")).expect(200);
-    client.raw(b"NO\x01 /\"x").raw(b"y HTTP/1.1\r\nHo").raw(b"st: a\r\n\r\n");
+    client.raw(b"N").raw(b"O\x01 /\"xy HTTP/1.1\r\nHost: a\r\n\r\n");
     let answer = client.response().expect(400).expect_in_body("<center><h1>400 Bad Request</h1></center>");
     assert_eq!(answer.header("Connection"), Some("close"));
     assert!(client.ends());

@@ -101,7 +101,7 @@ fn http_logger() {
     let steps = desk.steps("http-logger");
     let (script, answer) = (&steps[0].script, steps[0].answer.as_deref().expect("what is logged"));
     desk.shell(script);
-    eventually("the log server gets an entry", || logs.count() == 1);
+    eventually("the log server gets an entry", || logs.count() > 0);
     assert_eq!(String::from_utf8_lossy(&logs.last().body).trim(), answer.trim());
 }
 

@@ -31,9 +31,10 @@ const VOLATILE: [&str; 6] = [
     "apisix_http_status{code=\"200\",route=\"1\",",
 ];
 
-/// Pages whose answers depend on how fast the machine is, or on a count that is made after the answer: what they show
-/// comes true, but not always at once.
-const EVENTUAL: [&str; 3] = ["limit-conn", "limit-req", "prometheus"];
+/// Pages whose answers depend on how fast the machine is or another server answers, or on a count that is made after the
+/// answer: what they show comes true, but not always at once.
+const EVENTUAL: [&str; 6] =
+    ["forward-auth", "limit-conn", "limit-req", "opa", "openid-connect", "prometheus"];
 
 /// The names of the plugins that have pages.
 pub fn pages() -> impl Iterator<Item = String> {

@@ -5,6 +5,7 @@ mod real_browser;
 
 use std::{
     collections::HashMap,
+    net::TcpListener,
     sync::{Arc, Mutex},
 };
 
@@ -14,7 +15,7 @@ use super::super::support::{
     browser::{Browser, Page, Url},
     client::{Request, Response},
     eventually,
-    gateway::{Gateway, Setup},
+    gateway::{Gateway, Setup, free_port},
     upstream::{Seen, Upstream, Wire},
 };
 
@@ -29,7 +30,9 @@ struct Cas {
 impl Cas {
     fn start() -> Self {
         let tickets = Tickets::default();
-        let server = Upstream::with(move |seen, wire| {
+        // A port that nobody else gets when the server is gone.
+        let listener = TcpListener::bind(("127.0.0.1", free_port())).expect("a free port");
+        let server = Upstream::on(listener, move |seen, wire| {
             let url = Url { port: 0, target: seen.target.clone() };
             let argument = |name: &str| url.argument(name).unwrap_or_default();
             match (seen.method.as_str(), url.path()) {

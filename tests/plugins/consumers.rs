@@ -1,16 +1,11 @@
 //! Consumers: credentials, groups, anonymous ones, and plugins that only they bring, each with a budget of its own.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    thread,
-};
+use std::thread;
 
 use serde_json::{Value, json};
 
 use crate::support::{
+    Gate,
     client::{Request, Response},
     eventually,
     gateway::Gateway,
@@ -40,14 +35,8 @@ fn get(gateway: &Gateway, name: &str) -> Response {
 
 #[test]
 fn each_has_its_own_budget() {
-    let open = Arc::new(AtomicBool::new(false));
-    let gate = open.clone();
-    let upstream = Upstream::with(move |seen, wire| {
-        if seen.target == "/hold" {
-            eventually("the gate opens", || gate.load(Relaxed));
-        }
-        wire.answer(200, &[], b"");
-    });
+    let gate = Gate::default();
+    let upstream = Upstream::holding(&gate);
     let gateway = start(&upstream, json!({"key-auth": {}}));
     // Both count by the same address, and not together.
     let limit =
@@ -61,7 +50,7 @@ fn each_has_its_own_budget() {
     get(&gateway, "a").expect(503);
     get(&gateway, "b").expect(200);
     get(&gateway, "c").expect(200);
-    open.store(true, Relaxed);
+    gate.open();
     held.join().unwrap().expect(200);
     eventually("the budget is free again", || get(&gateway, "a").status == 200);
 }

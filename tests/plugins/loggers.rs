@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     at,
-    client::Request,
+    client::{Connection, Request},
     eventually,
     gateway::{Gateway, Setup},
     upstream::{Seen, Upstream},
@@ -19,6 +19,13 @@ use crate::support::{
 /// A server that takes logs.
 fn collector() -> Upstream {
     Upstream::with(|_, wire| wire.answer(200, &[], b""))
+}
+
+/// A logger that sends its entries there, and gives a busy machine time to take them.
+fn to(collector: &Upstream, more: Value) -> Value {
+    let mut logger = json!({"uri": format!("http://{}", collector.node()), "timeout": 30});
+    logger.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    logger
 }
 
 fn entries(seen: &Seen) -> Vec<Value> {
@@ -44,11 +51,11 @@ fn resources(upstream: &Upstream, logger: Value) -> Value {
 #[test]
 fn an_entry_has_apisix_s_shape() {
     let (upstream, collector) = (Upstream::echo(), collector());
-    let logger = json!({
+    let more = json!({
         "uri": format!("http://{}/logs?from=test", collector.node()), "auth_header": "Basic abc",
         "inactive_timeout": 1, "include_req_body": true, "include_resp_body": true,
     });
-    let gateway = Gateway::file(resources(&upstream, logger));
+    let gateway = Gateway::file(resources(&upstream, to(&collector, more)));
     let request =
         gateway.request("POST", "/x?a=1&a=2&b").header("X-Twice", "1").header("X-Twice", "2").body("hello");
     let answer = request.send().expect(200);
@@ -85,13 +92,15 @@ fn an_entry_has_apisix_s_shape() {
 #[test]
 fn formats_and_lines() {
     let (upstream, collector) = (Upstream::echo(), collector());
-    let logger = json!({
-        "uri": format!("http://{}", collector.node()), "concat_method": "new_line", "batch_max_size": 2,
+    let more = json!({
+        "concat_method": "new_line", "batch_max_size": 2,
         "log_format": {"path": "$uri", "status": "$status", "by": {"who": "$remote_addr"}, "fixed": "x"},
     });
-    let gateway = Gateway::file(resources(&upstream, logger));
-    gateway.get("/a").expect(200);
-    gateway.get("/b?status=404").expect(404);
+    let gateway = Gateway::file(resources(&upstream, to(&collector, more)));
+    // Requests of one connection are logged in their order.
+    let mut client = Connection::open(gateway.ports.http);
+    client.exchange(&gateway.request("GET", "/a")).expect(200);
+    client.exchange(&gateway.request("GET", "/b?status=404")).expect(404);
     eventually("a full batch leaves", || collector.count() == 1);
     let sent = collector.last();
     assert_eq!(sent.header("content-type"), Some("text/plain"));
@@ -104,7 +113,7 @@ fn formats_and_lines() {
 #[test]
 fn only_the_consumer_s_requests() {
     let (upstream, collector) = (Upstream::echo(), collector());
-    let logger = json!({"uri": format!("http://{}", collector.node()), "batch_max_size": 1});
+    let logger = to(&collector, json!({"batch_max_size": 1}));
     let plugins = json!({"key-auth": {"hide_credentials": true}});
     let route = json!({"id": "1", "uri": "/*", "plugins": plugins, "upstream": upstream.resource()});
     let consumers = json!([
@@ -125,7 +134,7 @@ fn only_the_consumer_s_requests() {
 /// all they have of others, too.
 fn logged(raw: bool) -> (Value, String, String) {
     let (upstream, collector) = (Upstream::echo(), collector());
-    let logger = json!({"uri": format!("http://{}", collector.node()), "batch_max_size": 1});
+    let logger = to(&collector, json!({"batch_max_size": 1}));
     // Who is refused before anybody looked for a key is logged, too.
     let early =
         json!({"ip-restriction": {"blacklist": ["127.0.0.1"]}, "key-auth": {}, "http-logger": logger});
@@ -184,8 +193,7 @@ fn a_collector_that_fails_is_asked_again_and_delays_nobody() {
         let status = if counted.fetch_add(1, Relaxed) < 2 { 500 } else { 200 };
         wire.answer(status, &[], b"");
     });
-    let uri = format!("http://{}", collector.node());
-    let logger = json!({"uri": uri, "batch_max_size": 1, "max_retry_count": 2, "retry_delay": 0});
+    let logger = to(&collector, json!({"batch_max_size": 1, "max_retry_count": 2, "retry_delay": 0}));
     let gateway = Gateway::file(resources(&upstream, logger));
     gateway.get("/").expect(200);
     eventually("the third try", || tries.load(Relaxed) == 3);
@@ -229,9 +237,7 @@ fn a_full_queue_drops_and_counts() {
 #[track_caller]
 fn ends_with(signal: Signal) {
     let (upstream, collector) = (Upstream::echo(), collector());
-    let logger = json!({
-        "uri": format!("http://{}", collector.node()), "inactive_timeout": 600, "buffer_duration": 600,
-    });
+    let logger = to(&collector, json!({"inactive_timeout": 600, "buffer_duration": 600}));
     let mut gateway = Setup::file(resources(&upstream, logger)).start();
     for _ in 0..3 {
         gateway.get("/").expect(200);

@@ -471,7 +471,7 @@ fn expired_access_tokens_are_renewed() {
 
 #[test]
 fn the_provider_is_asked_silently_whether_the_login_stands() {
-    let login = Login::new(json!({"refresh_session_interval": 1}));
+    let login = Login::new(json!({"refresh_session_interval": 3}));
     let mut browser = Browser::default();
     login.log_in(&mut browser, "/x", "alice").response.expect(200);
     let mut answer = None;

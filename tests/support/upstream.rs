@@ -1,7 +1,7 @@
 //! An upstream node that remembers what it saw and can be told to misbehave.
 
 use std::{
-    io::{BufReader, Read, Write},
+    io::{BufReader, ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
@@ -12,7 +12,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::client::{find, read_chunks, read_headers};
+use super::{
+    Gate,
+    client::{find, read_chunks, read_headers},
+};
 
 /// One request as it arrived.
 #[derive(Clone, Debug)]
@@ -80,11 +83,13 @@ impl Wire<'_> {
         self.open = false;
     }
 
-    /// Answers nothing until the other side gives up.
-    pub fn hang(&mut self) {
-        let _ = self.stream.set_read_timeout(Some(super::PATIENCE));
-        let _ = self.stream.read(&mut [0; 16]);
+    /// Answers nothing until the other side gives up; whether it did. The end comes anyway, before the gateway's usual
+    /// time limit of a minute: no test takes that for a limit of its own.
+    pub fn hang(&mut self) -> bool {
+        let _ = self.stream.set_read_timeout(Some(Duration::from_secs(30)));
+        let read = self.stream.read(&mut [0; 16]);
         self.open = false;
+        !matches!(read, Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
     /// Sends back whatever comes, until the other side ends: a tunnel after 101.
@@ -135,6 +140,17 @@ impl Upstream {
     pub fn named(name: &str) -> Self {
         let name = name.to_owned();
         Self::with(move |_, wire| wire.answer(200, &[], name.as_bytes()))
+    }
+
+    /// Answers 200, and what is sent to `/hold` not before the gate is open.
+    pub fn holding(gate: &Gate) -> Self {
+        let gate = gate.clone();
+        Self::with(move |seen, wire| {
+            if seen.target == "/hold" {
+                gate.pass();
+            }
+            wire.answer(200, &[], b"");
+        })
     }
 
     /// Answers as it is told.
