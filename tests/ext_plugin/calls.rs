@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Fixture;
+use super::{Fixture, one_worker};
 use crate::support::{at, runner::conf, upstream::Seen};
 
 /// The configuration of ext-plugin-pre-req with one plugin of the stub.
@@ -12,7 +12,7 @@ fn pre(name: &str, value: impl Into<Value>) -> Value {
 
 #[test]
 fn what_the_runner_is_told() {
-    let fixture = Fixture::new(pre("echo", ""));
+    let fixture = Fixture::with(pre("echo", ""), one_worker);
     let request = fixture.gateway.request("PATCH", "/a%20b/../c?x=1&x=2&y=&z&%41=%42");
     let told = request.header("X-Two", "1").header("X-Two", "2").body("body").send().expect(200).json();
     assert_eq!(at(&told, "/method"), "PATCH");

@@ -21,6 +21,12 @@ use crate::support::{
     upstream::Upstream,
 };
 
+/// For tests that count connections: a worker keeps those to runners to itself, and cannot always have the one to a node
+/// that another has just put back.
+fn one_worker(setup: Setup) -> Setup {
+    setup.set("nginx_config.worker_processes", 1)
+}
+
 /// A gateway whose only route has external plugins, with its runner and upstream.
 struct Fixture {
     gateway: Gateway,

@@ -109,6 +109,17 @@ pub(super) fn made(directory: &Path, target: &str) -> String {
     told
 }
 
+/// Lets calls wait for minutes: a JVM on a busy machine does not start in half a minute, and each of the project's calls
+/// starts one.
+#[track_caller]
+fn patient(own: &Path) {
+    let file = own.join("conf/config.yaml");
+    let config = fs::read_to_string(&file).expect("a configuration");
+    let config = config.replace("ext-plugin:\n", "ext-plugin:\n  timeout: {ready: 3m, call: 3m}\n");
+    assert!(config.contains("3m"), "{config}");
+    fs::write(file, config).expect("it can be written");
+}
+
 /// What `plugin new` writes for a language is built as its README says, and does what that promises.
 #[track_caller]
 fn begun(language: &str) {
@@ -116,6 +127,7 @@ fn begun(language: &str) {
     let (told, code) = run(home.path(), &["plugin", "new", language, "rate-card"]);
     assert_eq!(code, Some(0), "{told}");
     let own = home.path().join("rate-card");
+    patient(&own);
     let told = made(&own, "test");
     assert!(
         told.contains("answers 403 Forbidden") && told.contains("the response goes on, changed"),

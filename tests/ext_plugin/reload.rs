@@ -11,14 +11,16 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 
 use super::own::made;
 use crate::support::{
+    Finish,
     client::Connection,
+    eventually,
     gateway::{Gateway, PROGRAM, Setup},
     runner::{conf, started_by},
     upstream::Upstream,
@@ -26,19 +28,6 @@ use crate::support::{
 
 /// Of one client, between two requests.
 const PAUSE: Duration = Duration::from_millis(10);
-
-/// A runner that does not start within 30 s is started again.
-const PATIENCE: Duration = Duration::from_secs(180);
-
-/// As `eventually`, for a machine that is busy and a language that starts slowly.
-#[track_caller]
-fn in_minutes(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
-        thread::sleep(PAUSE);
-    }
-}
 
 /// A list of the configuration that `plugin new` writes.
 #[track_caller]
@@ -77,8 +66,10 @@ impl Answers {
     fn ask(&self, gateway: &Gateway, name: &str, over: &AtomicBool) {
         let mut client = Connection::open(gateway.ports.http);
         while !over.load(Relaxed) {
-            let stopped = client.exchange(&gateway.request("GET", "/?stop=1")).expect(403).text();
-            self.stopped.lock().unwrap().insert(stopped);
+            // Locked while it asks: who forgets earlier answers hears of none that was on its way.
+            let mut stopped = self.stopped.lock().unwrap();
+            stopped.insert(client.exchange(&gateway.request("GET", "/?stop=1")).expect(403).text());
+            drop(stopped);
             let passed =
                 client.exchange(&gateway.request("GET", "/")).expect(200).expect_header("x-plugin", name);
             assert!(passed.text().to_lowercase().contains("x-checked"), "{}", passed.text());
@@ -103,14 +94,15 @@ fn changed(language: &str) {
     let runner = json!({"cmd": setting(&own, "cmd"), "watch": setting(&own, "watch")});
     let gateway =
         Setup::file(json!({"routes": [route]})).set("ext-plugin.runners", json!({NAME: runner})).start();
-    in_minutes("the runner answers", || gateway.get("/?stop=1").status == 403);
+    eventually("the runner answers", || gateway.get("/?stop=1").status == 403);
 
     let (answers, over, source) = (Answers::default(), AtomicBool::new(false), source(&own));
     thread::scope(|scope| {
         let clients: Vec<_> = (0..2).map(|_| scope.spawn(|| answers.ask(&gateway, NAME, &over))).collect();
+        let finish = Finish(&over);
         let asked = |more: usize| {
             let until = answers.count.load(Relaxed) + more;
-            in_minutes("requests are answered", || {
+            eventually("requests are answered", || {
                 answers.count.load(Relaxed) >= until || clients.iter().any(|client| client.is_finished())
             });
         };
@@ -119,7 +111,7 @@ fn changed(language: &str) {
         let (good, old) = (fs::read_to_string(&source).expect("a source"), started_by(gateway.child()));
         if matches!(language, "python" | "node") {
             fs::write(&source, "this is no program").unwrap();
-            in_minutes("it is refused", || {
+            eventually("it is refused", || {
                 gateway.stderr().contains("the new runner does not start; the old one stays")
             });
             asked(10);
@@ -131,11 +123,11 @@ fn changed(language: &str) {
             fs::write(&source, text).expect("it can be written");
             made(&own, "build");
             let told = format!("{after} {NAME}\n");
-            in_minutes("the new plugin answers", || {
+            eventually("the new plugin answers", || {
                 answers.stopped.lock().unwrap().contains(&told)
                     || clients.iter().any(|client| client.is_finished())
             });
-            in_minutes("the old runner is gone", || {
+            eventually("the old runner is gone", || {
                 started_by(gateway.child()).iter().all(|pid| !old.contains(pid))
             });
             answers.stopped.lock().unwrap().clear();
@@ -143,7 +135,7 @@ fn changed(language: &str) {
             let stopped = answers.stopped.lock().unwrap().clone();
             assert_eq!(stopped, BTreeSet::from([told]), "the old plugin answers no longer");
         }
-        over.store(true, Relaxed);
+        drop(finish);
         clients.into_iter().for_each(|client| client.join().expect("no request failed"));
     });
 }

