@@ -11,12 +11,9 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use nix::{
-    errno::Errno,
-    sys::socket::{MsgFlags, recv, setsockopt, sockopt},
-};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, Interest},
     net::UnixStream,
     time::{Instant, sleep, timeout_at},
 };
@@ -101,7 +98,9 @@ impl Connection {
     /// Whether nothing came since the last reply: neither a stray frame nor the end.
     pub fn is_quiet(&mut self) -> bool {
         while self.skips_repeat() {}
-        self.buffer.is_empty() && self.peek(&mut [0]) == Err(Errno::EAGAIN)
+        let nothing =
+            |peeked: io::Result<usize>| peeked.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
+        self.buffer.is_empty() && nothing(self.peek(&mut [0]))
     }
 
     /// Takes the reply to PrepareConf away when it came once more. Otherwise a runner that says it twice would be
@@ -117,14 +116,17 @@ impl Connection {
         }
         let mut came = [0; LONGEST_PREPARED];
         let whole = self.buffer.is_empty()
-            && self.peek(&mut came[..length]) == Ok(length)
+            && self.peek(&mut came[..length]).is_ok_and(|peeked| peeked == length)
             && came[..length] == self.prepared[..];
         whole && recv(self.stream.as_raw_fd(), &mut came[..length], MsgFlags::MSG_DONTWAIT) == Ok(length)
     }
 
-    /// What came and was not read yet.
-    fn peek(&self, into: &mut [u8]) -> Result<usize, Errno> {
-        recv(self.stream.as_raw_fd(), into, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
+    /// What came and was not read yet, as far as the runtime has heard of it: the system is asked only if something
+    /// did.
+    fn peek(&self, into: &mut [u8]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let peek = || Ok(recv(self.stream.as_raw_fd(), into, flags)?);
+        self.stream.try_io(Interest::READABLE, peek)
     }
 
     /// Whether a reply is owed: closing now would throw away what the runner is about to write.
