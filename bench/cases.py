@@ -8,7 +8,7 @@ class Case:
     """One row of the report."""
 
     name: str
-    # What runs: upstream, floor, nginx, haproxy or portcullis.
+    # What runs: upstream, floor, duties (the floor with them), nginx, haproxy or portcullis.
     who: str = "portcullis"
     group: str = "proxies"
     routes: int = 1
@@ -31,6 +31,8 @@ CASES = [
     Case("nginx", who="nginx", beside="floor"),
     Case("haproxy", who="haproxy", beside="floor"),
     Case("floor", who="floor"),
+    # What the framework takes for what a gateway owes every request; see bench/floor.rs.
+    Case("floor with duties", who="duties", beside="floor"),
     Case("plain", beside="floor", at_most=1.10),
     Case("plain + access log", access_log=True, beside="plain"),
     Case("key-auth", group="plugins", consumers=1, plugins={"key-auth": {}}, beside="plain", at_most=1.05,

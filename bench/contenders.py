@@ -129,10 +129,10 @@ backend back
     return Contender(Process("haproxy", ["haproxy", "-db", "-f", file], cpus, directory), port)
 
 
-def floor(directory, cpus, upstream_port, build):
+def floor(directory, cpus, upstream_port, build, *modes):
     port = free_port()
-    command = [os.path.join(build, "examples", "floor"), f"127.0.0.1:{port}", f"127.0.0.1:{upstream_port}"]
-    return Contender(Process("floor", command, cpus, directory), port)
+    command = [os.path.join(build, "examples", "floor"), f"127.0.0.1:{port}", f"127.0.0.1:{upstream_port}", *modes]
+    return Contender(Process("-".join(["floor", *modes]), command, cpus, directory), port)
 
 
 class Contender:

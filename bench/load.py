@@ -26,6 +26,8 @@ def start(case, directory, pinned, build, upstream_port, gateway):
         return contenders.haproxy(directory, cpus, upstream_port)
     if case.who == "floor":
         return contenders.floor(directory, cpus, upstream_port, build)
+    if case.who == "duties":
+        return contenders.floor(directory, cpus, upstream_port, build, "duties")
     missing = [plugin for plugin in case.plugins if not gateway.has(plugin)]
     if missing:
         return f"this build has no {', '.join(missing)}"
@@ -109,10 +111,10 @@ def record(case, contender, samples):
 
 
 def compare(records):
-    """Adds the ratios: to the row that the target names, and to the floor."""
+    """Adds the ratios: to the row that the target names, to the floor, and to the floor with duties."""
     by_name = {one["name"]: one for one in records}
     for one in records:
-        for column, name in (("ratio", one["beside"]), ("to_floor", "floor")):
+        for column, name in (("ratio", one["beside"]), ("to_floor", "floor"), ("to_duties", "floor with duties")):
             other = by_name.get(name)
             if other is not None:
                 pairs = zip(one["cpu_us"]["rounds"], other["cpu_us"]["rounds"])

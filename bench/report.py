@@ -37,6 +37,8 @@ def beside(one):
     text = f"{ratio['median']:.3f} × {one['beside']} ({ratio['min']:.3f}–{ratio['max']:.3f})"
     if one["beside"] != "floor" and "to_floor" in one:
         text += f", {one['to_floor']['median']:.3f} × floor"
+    if one["who"] == "portcullis" and one["beside"] == "floor" and "to_duties" in one:
+        text += f", {one['to_duties']['median']:.3f} × floor with duties"
     if one["at_most"]:
         text += f"; target ≤ {one['at_most']:.2f}: {verdict(one)}"
     return text
@@ -92,7 +94,7 @@ def write_svg(file, records, title, subtitle):
 
 def bar(one, y, scale):
     cpu = one["cpu_us"]
-    colour = {"floor": "#555f6d", "portcullis": "#2563a8"}.get(one["who"], "#aab4c0")
+    colour = {"floor": "#555f6d", "duties": "#555f6d", "portcullis": "#2563a8"}.get(one["who"], "#aab4c0")
     low, high = LABELS + cpu["min"] * scale, LABELS + cpu["max"] * scale
     middle = y + ROW / 2
     text = f"{cpu['median']:.1f} µs"
