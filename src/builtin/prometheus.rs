@@ -108,7 +108,14 @@ impl contract::Plugin for Plugin {
             return Vec::new();
         }
         let path = of("export_uri").and_then(Value::as_str).unwrap_or(EXPORT_URI).to_owned();
-        vec![PublicApi { methods: &["GET"], path: path.into(), secret_args: &[], handler: export }]
+        let methods = &["GET"];
+        vec![PublicApi {
+            methods,
+            path: path.into(),
+            secret_args: &[],
+            secret_bodies: false,
+            handler: export,
+        }]
     }
 
     fn log(&self, x: &mut Exchange<'_>) {

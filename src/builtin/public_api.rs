@@ -3,6 +3,8 @@
 //! APISIX: plugins/public-api.lua, api_router.lua. Invariant: no endpoint is reachable in any other way, so the
 //! other plugins of the route decide who may call it.
 
+use std::borrow::Cow;
+
 use http::{HeaderValue, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -28,6 +30,8 @@ pub struct Plugin {
     uri: Option<Box<str>>,
     /// What the endpoints take credentials out of: which of them this is for shows only when it is asked for.
     secret_args: Box<[&'static str]>,
+    /// The endpoints that have credentials in their bodies.
+    secret_bodies: Box<[Cow<'static, str>]>,
 }
 
 impl contract::Plugin for Plugin {
@@ -45,11 +49,14 @@ impl contract::Plugin for Plugin {
         let mut secret_args: Vec<_> = apis.iter().flat_map(|api| api.secret_args).copied().collect();
         secret_args.sort_unstable();
         secret_args.dedup();
-        Ok(Self { uri: config.uri.map(String::into_boxed_str), secret_args: secret_args.into() })
+        let secret_bodies = apis.into_iter().filter(|api| api.secret_bodies).map(|api| api.path).collect();
+        let uri = config.uri.map(String::into_boxed_str);
+        Ok(Self { uri, secret_args: secret_args.into(), secret_bodies })
     }
 
     fn credentials(&self, tell: &mut dyn FnMut(Place<'_>)) {
         self.secret_args.iter().for_each(|name| tell(Place::Arg(name)));
+        self.secret_bodies.iter().for_each(|path| tell(Place::BodiesAt(path)));
     }
 
     async fn access(&self, x: &mut Exchange<'_>) -> Flow {
@@ -89,12 +96,14 @@ mod tests {
             methods: &["GET"],
             path: "/json".into(),
             secret_args: &[],
+            secret_bodies: false,
             handler: |x| Box::pin(async { Reply::json(200, json!({"path": x.path()})).into() }),
         };
         let silent = PublicApi {
             methods: &["GET", "POST"],
             path: "/silent".into(),
             secret_args: &[],
+            secret_bodies: false,
             handler: |_| Box::pin(async { CONTINUE }),
         };
         Kit::get(target, &[]).api(json).api(silent)

@@ -243,6 +243,8 @@ pub struct PublicApi {
     pub path: Cow<'static, str>,
     /// Query arguments out of which it takes credentials.
     pub secret_args: &'static [&'static str],
+    /// Whether there are credentials in the body of its request or its answer.
+    pub secret_bodies: bool,
     /// Answers the request; a `Continue` is taken as 200 without a body.
     pub handler: for<'a> fn(&'a mut Exchange<'_>) -> HookFuture<'a>,
 }

@@ -36,6 +36,8 @@ pub enum Place<'p> {
     Cookie(&'p str),
     /// All cookies whose names begin so.
     Cookies(&'p str),
+    /// The bodies of requests to this path, and of their answers.
+    BodiesAt(&'p str),
 }
 
 impl Place<'_> {
@@ -89,6 +91,11 @@ impl<'a> Exchange<'a> {
             || self.any_place(|place| matches!(place, Place::Header(header) if header == name))
     }
 
+    /// Whether the bodies of this request and its answer are no matter for a log.
+    pub fn hides_bodies(&self) -> bool {
+        self.any_place(|place| matches!(place, Place::BodiesAt(path) if path == self.path()))
+    }
+
     /// A variable, fit for a log. A header or cookie that is asked for by its name is shown.
     pub fn logged(&self, var: &Var) -> Option<Cow<'_, str>> {
         if !self.has_places() {
@@ -105,6 +112,11 @@ impl<'a> Exchange<'a> {
                 Some(lossless::from_bytes(&line).into_owned().into())
             }
             Var::Arg(name) if self.hides_arg(name) => self.var(var).map(|_| MASK.into()),
+            Var::RequestBody | Var::PostArg(_) | Var::PostArgPath { .. } | Var::GraphqlRootFields
+                if self.hides_bodies() =>
+            {
+                self.var(var).map(|_| MASK.into())
+            }
             _ => self.var(var),
         }
     }

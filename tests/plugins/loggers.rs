@@ -175,6 +175,50 @@ fn credentials_are_masked() {
     assert_eq!(line, expected);
 }
 
+/// The requests to endpoints behind public-api and one to a node, as a logger shows them that takes bodies along.
+fn logged_bodies(raw: bool) -> [Value; 3] {
+    let (upstream, collector) = (Upstream::echo(), collector());
+    let logger = json!({
+        "uri": format!("http://{}", collector.node()), "batch_max_size": 1,
+        "include_req_body": true, "include_resp_body": true,
+    });
+    let (login, sign) = ("/apisix/plugin/wolf-rbac/login", "/apisix/plugin/jwt/sign");
+    let plugins = json!({"public-api": {}, "http-logger": logger});
+    let routes = json!([
+        {"id": "1", "uris": [login, sign], "plugins": plugins},
+        {"id": "2", "uri": "/*", "plugins": {"http-logger": logger}, "upstream": upstream.resource()},
+    ]);
+    let consumers = json!([
+        {"username": "w", "plugins": {"wolf-rbac": {"server": "http://127.0.0.1:1", "appid": "app"}}},
+        {"username": "j", "plugins": {"jwt-auth": {"key": "j", "secret": "a secret of thirty-two characters"}}},
+    ]);
+    let resources = json!({"routes": routes, "consumers": consumers});
+    let gateway = Setup::file(resources).set("portcullis.log_credentials", raw).start();
+    let body = json!({"appid": "app", "username": "w", "password": "s3cr3t"}).to_string();
+    let post =
+        |path| gateway.request("POST", path).header("Content-Type", "application/json").body(body.as_bytes());
+    post(login).send().expect(500);
+    gateway.get(&format!("{sign}?key=j")).expect(200);
+    post("/else").send().expect(200);
+    let entries = collected(&collector, 3);
+    [login, sign, "/else"].map(|path| {
+        let ours =
+            |entry: &&Value| at(entry, "/request/uri").as_str().is_some_and(|uri| uri.starts_with(path));
+        entries.iter().find(ours).expect("an entry of the request").clone()
+    })
+}
+
+#[test]
+fn bodies_of_endpoints_that_deal_in_credentials_are_masked() {
+    let [login, sign, other] = logged_bodies(false);
+    assert_eq!(at(&login, "/request/body"), "***");
+    assert_eq!(at(&sign, "/response/body"), "***");
+    assert!(at(&other, "/request/body").as_str().is_some_and(|body| body.contains("s3cr3t")), "{other}");
+    let [login, sign, _] = logged_bodies(true);
+    assert!(at(&login, "/request/body").as_str().is_some_and(|body| body.contains("s3cr3t")), "{login}");
+    assert!(at(&sign, "/response/body").as_str().is_some_and(|body| body.starts_with("ey")), "{sign}");
+}
+
 #[test]
 fn credentials_are_shown_where_the_operator_wants_them() {
     let (entry, line, _) = logged(true);

@@ -6,7 +6,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::support::{
-    client::{Request, base64},
+    client::{Connection, Request, base64},
     eventually,
     gateway::{Gateway, Setup},
     upstream::Upstream,
@@ -88,6 +88,10 @@ fn routes(upstream: &Upstream) -> Value {
         ("mocking", json!({"mocking": {"response_status": 503, "response_example": "{}"}})),
         ("limit-count", json!({"limit-count": {"count": 1, "time_window": 3600}})),
         ("limit-req", json!({"limit-req": {"rate": 0.001, "burst": 0, "key": "remote_addr"}})),
+        (
+            "limit-conn",
+            json!({"limit-conn": {"conn": 1, "burst": 0, "default_conn_delay": 0.1, "key": "remote_addr"}}),
+        ),
     ];
     let route = |(name, mut plugins): (&str, Value)| {
         plugins["request-id"] = json!({});
@@ -418,6 +422,19 @@ impl Given {
         ]
     }
 
+    /// A request under way that occupies the only place of limit-conn: its body does not end.
+    fn occupies(&self) -> Connection {
+        let open = || Connection::open(self.gateway.ports.http);
+        let mut client = open();
+        // Whoever asks whether it is taken may come first, and take it.
+        eventually("the place is taken", || {
+            client = open();
+            client.raw(b"POST /limit-conn HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab");
+            self.to("/limit-conn").send().status == 503
+        });
+        client
+    }
+
     /// Wherever a secret could have been left.
     fn search(&self) {
         let control = |path: &str| Request::new(self.gateway.ports.control, "GET", path).send().expect(200);
@@ -465,6 +482,10 @@ fn every_refusal_has_one() {
     ] {
         cases.into_iter().for_each(|case| given.check(case));
     }
+    let occupied = given.occupies();
+    let busy = "too many requests at once";
+    given.check((given.to("/limit-conn"), "limit-conn", 503, "limited", busy));
+    drop(occupied);
     // Those who are let in leave no trace of what they showed either.
     let key = secret("key");
     given.to("/basic-auth").basic("ann", &secret("basic")).send().expect(200).expect_header(TOLD, "");

@@ -22,7 +22,13 @@ use crate::{
 
 /// The endpoint.
 pub fn api() -> PublicApi {
-    PublicApi { methods: &["GET"], path: "/apisix/plugin/jwt/sign".into(), secret_args: &[], handler: handle }
+    PublicApi {
+        methods: &["GET"],
+        path: "/apisix/plugin/jwt/sign".into(),
+        secret_args: &[],
+        secret_bodies: true,
+        handler: handle,
+    }
 }
 
 fn handle<'a>(x: &'a mut Exchange<'_>) -> HookFuture<'a> {

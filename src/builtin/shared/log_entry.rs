@@ -320,7 +320,7 @@ impl View<'_, '_> {
             Field::Constant(value) => Some(value.clone()),
             Field::Variable(var) => self.variable(var),
             Field::RequestBody => self.request_body().map(Value::String),
-            Field::ResponseBody => Some(text(self.response_body.unwrap_or_default()).into()),
+            Field::ResponseBody => Some(self.body(self.response_body.unwrap_or_default()).into()),
             Field::Object(_) => Some(Value::Object(self.object(field))),
             Field::List(items) => Some(items.iter().filter_map(|item| self.field(item)).collect()),
         }
@@ -330,7 +330,7 @@ impl View<'_, '_> {
         match var {
             // The numbers among APISIX's variables; all others are texts there, too.
             Var::Status | Var::RequestLength | Var::BytesSent => self.x.var(var).map(|text| number(&text)),
-            Var::PostArg(_) | Var::PostArgPath { .. } | Var::GraphqlRootFields => {
+            Var::PostArg(_) | Var::PostArgPath { .. } | Var::GraphqlRootFields if !self.x.hides_bodies() => {
                 self.x.value(var).map(lua_value)
             }
             _ => self.text(var),
@@ -345,7 +345,11 @@ impl View<'_, '_> {
     fn request_body(&self) -> Option<String> {
         let (BodyState::Read(body) | BodyState::PutBack(body)) = &self.x.ctx.body else { return None };
         let body = &body[..body.len().min(self.rules.request_body.limit)];
-        (!body.is_empty()).then(|| text(body).into_owned())
+        (!body.is_empty()).then(|| self.body(body).into_owned())
+    }
+
+    fn body<'b>(&self, body: &'b [u8]) -> Cow<'b, str> {
+        if self.x.hides_bodies() { args::MASK.into() } else { text(body) }
     }
 
     /// APISIX: `get_full_log`.
@@ -405,7 +409,7 @@ impl View<'_, '_> {
         response
             .insert("headers".into(), head.map_or_else(|| json!({}), |head| headers(self.x, &head.headers)));
         response.insert("size".into(), number(&self.x.var(&Var::BytesSent).unwrap_or_default()));
-        insert(&mut response, "body", self.response_body.map(|body| text(body).into()));
+        insert(&mut response, "body", self.response_body.map(|body| self.body(body).into()));
         response
     }
 }

@@ -23,18 +23,21 @@ pub(super) fn all() -> Vec<PublicApi> {
             methods: &["POST"],
             path: "/apisix/plugin/wolf-rbac/login".into(),
             secret_args: &[],
+            secret_bodies: true,
             handler: |x| Box::pin(async { flow(login(x).await) }),
         },
         PublicApi {
             methods: &["PUT"],
             path: "/apisix/plugin/wolf-rbac/change_pwd".into(),
             secret_args: &[ARGUMENT],
+            secret_bodies: true,
             handler: |x| Box::pin(async { flow(change_password(x).await) }),
         },
         PublicApi {
             methods: &["GET"],
             path: "/apisix/plugin/wolf-rbac/user_info".into(),
             secret_args: &[ARGUMENT],
+            secret_bodies: false,
             handler: |x| Box::pin(async { flow(user_info(x).await) }),
         },
     ]
