@@ -518,7 +518,10 @@ async fn in_time<F: Future>(
 }
 
 async fn until<F: Future>(deadline: Instant, tried: Pin<&mut F>) -> Result<F::Output, Elapsed> {
-    timeout(deadline.saturating_duration_since(Instant::now()), tried).await
+    // The first of the framework's timers of a process must not be due at once: it counts the time from that one on,
+    // and subtracts a millisecond.
+    const LEAST: Duration = Duration::from_millis(1);
+    timeout(deadline.saturating_duration_since(Instant::now()).max(LEAST), tried).await
 }
 
 /// The number of the next call. Never 0: the official Python runner takes that for a failure of its own.
