@@ -27,6 +27,12 @@ fn one_worker(setup: Setup) -> Setup {
     setup.set("nginx_config.worker_processes", 1)
 }
 
+/// What the Control API shows of them.
+#[track_caller]
+fn runners(gateway: &Gateway) -> Value {
+    gateway.control("/v1/ext-plugin/runners").expect(200).json()
+}
+
 /// A gateway whose only route has external plugins, with its runner and upstream.
 struct Fixture {
     gateway: Gateway,

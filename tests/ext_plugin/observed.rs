@@ -3,9 +3,9 @@
 use std::fs;
 
 use nix::{sys::signal::Signal, unistd::Pid};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::Fixture;
+use super::{Fixture, runners};
 use crate::support::{
     at,
     client::Request,
@@ -27,10 +27,6 @@ fn counted(gateway: &Gateway, lines: &[&str]) {
         text = scrape(gateway);
         lines.iter().all(|line| text.lines().any(|one| one == format!("portcullis_ext_plugin_{line}")))
     });
-}
-
-fn runners(gateway: &Gateway) -> Value {
-    gateway.control("/v1/ext-plugin/runners").expect(200).json()
 }
 
 #[test]
