@@ -149,7 +149,7 @@ fn back_after_hanging(fault: &str, settings: impl FnOnce(Setup) -> Setup) -> Vec
     let plugins = pre("fault", format!("{fault}:{}", file.display()));
     let fixture =
         Fixture::with(plugins, |setup| settings(setup.set("ext-plugin.circuit_breaker.failures", 1)));
-    let times = (0..4).map(|_| {
+    let round = || {
         eventually("it answers", || fixture.get("/").status == 200);
         let before = spared(&fixture.gateway);
         std::fs::write(&file, "").unwrap();
@@ -170,24 +170,31 @@ fn back_after_hanging(fault: &str, settings: impl FnOnce(Setup) -> Setup) -> Vec
         eventually("it stays in use", || (0..5).all(|_| fixture.get("/").status == 200));
         fixture.upstream.forget();
         took
-    });
-    let times = times.collect();
+    };
+    let mut times: Vec<_> = (0..4).map(|_| round()).collect();
+    while !soon(&times) && times.len() < ROUNDS {
+        times.push(round());
+    }
     println!("{fault}: used again after {times:?}");
     times
 }
 
 #[test]
-fn a_plugin_that_no_longer_hangs_is_used_again_soon() {
+fn a_plugin_that_no_longer_hangs_is_used_again_within_a_second() {
     let short = |setup: Setup| setup.set("ext-plugin.timeout.call", "1s");
-    soon(&back_after_hanging("hang_while", short));
     // Calls that were given up and are answered in their time close it, too.
-    soon(&back_after_hanging("wait_while", short));
+    for fault in ["hang_while", "wait_while"] {
+        let times = back_after_hanging(fault, short);
+        assert!(soon(&times), "{times:?}");
+    }
 }
 
-/// What is back is used within a second. On a busy machine it may take longer, but not each time much longer.
-#[track_caller]
-fn soon(times: &[Duration]) {
-    assert!(*times.iter().min().unwrap() < Duration::from_secs(5), "{times:?}");
+/// How often a busy machine may spoil what should take less than a second.
+const ROUNDS: usize = 20;
+
+/// Whether what is back was used within a second. On a busy machine it may take longer, but not each time.
+fn soon(times: &[Duration]) -> bool {
+    times.iter().any(|time| *time < Duration::from_secs(1))
 }
 
 #[test]
@@ -419,7 +426,7 @@ fn killed_at_random_there_are_clean_refusals_at_most() {
 fn a_runner_that_comes_back_is_used_again() {
     let mut fixture = Fixture::new(pre("echo", ""));
     let (begun, mut dice, mut times) = (Instant::now(), Dice(11), Vec::new());
-    while begun.elapsed() < duration() {
+    while begun.elapsed() < duration() || !soon(&times) && times.len() < ROUNDS {
         fixture.get("/").expect(200);
         fixture.runner.kill();
         for _ in 0..5 + dice.below(20) {
@@ -442,7 +449,7 @@ fn a_runner_that_comes_back_is_used_again() {
     }
     let (shortest, longest) = (times.iter().min().unwrap(), times.iter().max().unwrap());
     println!("{} times away, used again after {shortest:?} to {longest:?}", times.len());
-    soon(&times);
+    assert!(soon(&times), "{times:?}");
 }
 
 #[test]
