@@ -15,7 +15,7 @@ pub fn run(data: &[u8]) {
     let Ok(Value::Object(change)) = read else { return };
     let mut target = Map::new();
     patch::merge(&mut target, &change);
-    assert!(!Value::Object(target.clone()).to_string().contains(":null"), "{target:?}");
+    assert!(!target.values().any(has_null_member), "{target:?}");
     let once = target.clone();
     patch::merge(&mut target, &change);
     assert_eq!(target, once, "a change that was made changes nothing");
@@ -24,5 +24,14 @@ pub fn run(data: &[u8]) {
     if patch::set_at(&mut target, &segments, Value::from(7)).is_ok() {
         let found = segments.iter().try_fold(&Value::Object(target), |at, name| at.get(*name)).cloned();
         assert_eq!(found, Some(Value::from(7)));
+    }
+}
+
+/// Whether it is a `null`, or an object with one in it. What stands in an array is a value, and stays.
+fn has_null_member(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(members) => members.values().any(has_null_member),
+        _ => false,
     }
 }
