@@ -128,10 +128,16 @@ impl<T> Router<T> {
         };
         for host in hosts {
             let (reversed, kind) = host.reversed();
-            let table = self.hosts.slot(host_key(&reversed, kind));
-            let table =
-                table.get_or_insert_with(|| HostPaths { host: host.text().into(), paths: Tree::new() });
-            insert_paths(&mut table.paths, self.mode, &rule);
+            let mode = self.mode;
+            self.hosts.upsert(
+                host_key(&reversed, kind),
+                |table| insert_paths(&mut table.paths, mode, &rule),
+                || {
+                    let mut paths = Tree::new();
+                    insert_paths(&mut paths, mode, &rule);
+                    HostPaths { host: host.text().into(), paths }
+                },
+            );
         }
     }
 
@@ -144,10 +150,7 @@ impl<T> Router<T> {
         for host in hosts {
             let (reversed, kind) = host.reversed();
             let key = host_key(&reversed, kind);
-            if self.hosts.get(key).is_none() {
-                continue;
-            }
-            let Some(table) = self.hosts.slot(key) else { continue };
+            let Some(table) = self.hosts.get_mut(key) else { continue };
             remove_paths(&mut table.paths, self.mode, rule);
             if table.paths.is_empty() {
                 self.hosts.remove(key);
@@ -286,11 +289,11 @@ fn host_key(reversed: &[u8], kind: HostKind) -> Key<'_> {
 
 fn insert_paths<T>(paths: &mut Paths<T>, mode: Mode, rule: &Arc<Rule<T>>) {
     for (number, path) in rule.paths().iter().enumerate() {
-        let slot = paths.slot(path.key(mode));
-        match slot {
-            Some(candidates) => candidates.insert(rule.clone(), number),
-            None => *slot = Some(Candidates::new(rule.clone(), number)),
-        }
+        paths.upsert(
+            path.key(mode),
+            |candidates| candidates.insert(rule.clone(), number),
+            || Candidates::new(rule.clone(), number),
+        );
     }
 }
 
@@ -302,7 +305,7 @@ fn remove_paths<T>(paths: &mut Paths<T>, mode: Mode, rule: &Rule<T>) {
         if candidates.iter().all(is_of_rule) {
             paths.remove(key);
         } else if candidates.iter().any(is_of_rule)
-            && let Some(candidates) = paths.slot(key)
+            && let Some(candidates) = paths.get_mut(key)
         {
             candidates.remove(&rule.id);
         }

@@ -1,8 +1,10 @@
 //! A persistent tree over byte strings: one descent answers "this very key" and "every key that is a prefix".
 //!
-//! Nodes are shared between versions. A clone costs one reference count; a change copies the nodes between the
-//! root and the key, and nothing when no other version holds them. Invariant: a node other than one with two
-//! children carries a value, so the tree is never larger than what is in it.
+//! Branches are shared between versions. A clone costs one reference count; a change copies the branches between the
+//! root and the key, and nothing when no other version holds them. Leaves, of which there are most, lie in the array of
+//! their parent: among 100,000 keys each object on the way is a wait for memory.
+//! Invariant: a branch has two children, or values that no leaf could hold, so the tree is never larger than what is in
+//! it.
 
 use std::sync::Arc;
 
@@ -17,22 +19,38 @@ pub(super) enum Key<'k> {
 
 /// Values by [`Key`].
 pub(super) struct Tree<V> {
-    root: Option<Arc<Node<V>>>,
+    root: Option<Node<V>>,
+}
+
+/// What a byte leads to.
+#[derive(Clone)]
+struct Node<V> {
+    /// What is between it and its parent, the byte that leads here included.
+    label: Label,
+    kind: Kind<V>,
 }
 
 #[derive(Clone)]
-struct Node<V> {
-    label: Label,
-    exact: Option<V>,
-    prefix: Option<V>,
+enum Kind<V> {
+    /// The value of one key, and nothing below it.
+    Leaf(Hit, V),
+    /// Everything else.
+    Branch(Arc<Branch<V>>),
+}
+
+#[derive(Clone)]
+struct Branch<V> {
     children: Children<V>,
+    prefix: Option<V>,
+    exact: Option<V>,
 }
 
 /// Nodes by the first byte of their labels. The bytes are a bit set, the nodes dense in their order: telling
-/// whether and where a child is touches no other memory, and taking it only that of its pointer.
+/// whether and where a child is touches no other memory, and taking it only that of itself.
+#[derive(Clone)]
 struct Children<V> {
     firsts: [u64; 4],
-    nodes: Vec<Arc<Node<V>>>,
+    nodes: Vec<Node<V>>,
 }
 
 /// The bytes between a node and its parent. Most are short and live in the node itself.
@@ -74,22 +92,25 @@ impl<V: Clone> Tree<V> {
 
     /// The value at a key.
     pub(super) fn get(&self, key: Key<'_>) -> Option<&V> {
-        let mut node = self.root.as_deref()?;
-        let mut rest = key.bytes().strip_prefix(node.label.as_slice())?;
-        while let Some(&first) = rest.first() {
-            node = node.children.get(first)?;
+        let mut node = self.root.as_ref()?;
+        let mut rest = key.bytes();
+        loop {
             rest = rest.strip_prefix(node.label.as_slice())?;
-        }
-        match key {
-            Key::Exact(_) => node.exact.as_ref(),
-            Key::Prefix(_) => node.prefix.as_ref(),
+            let branch = match &node.kind {
+                Kind::Leaf(hit, value) => return (rest.is_empty() && *hit == key.hit()).then_some(value),
+                Kind::Branch(branch) => branch,
+            };
+            let Some(&first) = rest.first() else { return branch.value(key.hit()) };
+            node = branch.children.get(first)?;
         }
     }
 
-    /// The place of a key, made when missing. The caller must leave a value in it.
-    pub(super) fn slot(&mut self, key: Key<'_>) -> &mut Option<V> {
-        let root = self.root.get_or_insert_with(|| Arc::new(Node::leaf(key.bytes())));
-        Node::descend(root, key.bytes()).slot(key)
+    /// Changes the value at a key, or puts one there.
+    pub(super) fn upsert(&mut self, key: Key<'_>, change: impl FnOnce(&mut V), make: impl FnOnce() -> V) {
+        match self.get_mut(key) {
+            Some(value) => change(value),
+            None => self.insert(key, make()),
+        }
     }
 
     /// Takes the value at a key out, and the nodes that only led to it.
@@ -97,34 +118,69 @@ impl<V: Clone> Tree<V> {
         if self.get(key).is_none() {
             return;
         }
-        let Some(root) = &mut self.root else { return };
-        Node::remove(root, key, key.bytes());
-        if root.is_vacant() {
-            self.root = None;
-        }
+        let root = self.root.take();
+        self.root = root.and_then(|root| root.edit(key.bytes(), |node, _| node.without(key.hit())));
     }
 
     /// All values whose keys the text satisfies.
     pub(super) fn lookup(&self, text: &[u8]) -> Lookup<'_, V> {
         let mut found = Lookup::new();
-        let Some(mut node) = self.root.as_deref() else { return found };
+        let Some(mut node) = self.root.as_ref() else { return found };
         let mut rest = text;
         while let Some(after) = rest.strip_prefix(node.label.as_slice()) {
-            if let Some(value) = &node.prefix {
+            let branch = match &node.kind {
+                Kind::Leaf(Hit::Prefix, value) => {
+                    found.push(value);
+                    break;
+                }
+                Kind::Leaf(Hit::Exact, value) => {
+                    found.exact = after.is_empty().then_some(value);
+                    break;
+                }
+                Kind::Branch(branch) => branch,
+            };
+            if let Some(value) = &branch.prefix {
                 found.push(value);
             }
             let Some(&first) = after.first() else {
-                found.exact = node.exact.as_ref();
+                found.exact = branch.exact.as_ref();
                 break;
             };
-            let Some(child) = node.children.get(first) else { break };
+            let Some(child) = branch.children.get(first) else { break };
             (node, rest) = (child, after);
         }
         found
     }
+
+    /// The value at a key, to be changed.
+    pub(super) fn get_mut(&mut self, key: Key<'_>) -> Option<&mut V> {
+        // What is not there must not be the reason for a copy of what leads to it.
+        self.get(key)?;
+        let mut node = self.root.as_mut()?;
+        let mut rest = key.bytes();
+        loop {
+            rest = rest.strip_prefix(node.label.as_slice())?;
+            let branch = match &mut node.kind {
+                Kind::Leaf(_, value) => return Some(value),
+                Kind::Branch(branch) => Arc::make_mut(branch),
+            };
+            let Some(&first) = rest.first() else { return branch.place(key.hit()).as_mut() };
+            let at = branch.children.position(first).ok()?;
+            node = &mut branch.children.nodes[at];
+        }
+    }
+
+    /// Puts a value where none is yet.
+    fn insert(&mut self, key: Key<'_>, value: V) {
+        let (hit, text) = (key.hit(), key.bytes());
+        self.root = match self.root.take() {
+            Some(root) => root.edit(text, |node, rest| Some(node.with(hit, rest, value))),
+            None => Some(Node::leaf(text, hit, value)),
+        };
+    }
 }
 
-impl<V> Clone for Tree<V> {
+impl<V: Clone> Clone for Tree<V> {
     fn clone(&self) -> Self {
         Tree { root: self.root.clone() }
     }
@@ -136,17 +192,143 @@ impl<'k> Key<'k> {
             Key::Exact(bytes) | Key::Prefix(bytes) => bytes,
         }
     }
+
+    fn hit(self) -> Hit {
+        match self {
+            Key::Exact(_) => Hit::Exact,
+            Key::Prefix(_) => Hit::Prefix,
+        }
+    }
 }
 
-impl<V> Clone for Children<V> {
-    fn clone(&self) -> Self {
-        Children { firsts: self.firsts, nodes: self.nodes.clone() }
+impl<V> Node<V> {
+    fn leaf(label: &[u8], hit: Hit, value: V) -> Self {
+        Node { label: Label::new(label), kind: Kind::Leaf(hit, value) }
+    }
+}
+
+impl<V: Clone> Node<V> {
+    /// Changes the node that lies nearest to a text, which is given what is left of the text, and what leads there.
+    ///
+    /// A loop with its own stack: a key of some thousand bytes can have as many nodes above it.
+    fn edit(self, text: &[u8], change: impl FnOnce(Self, &[u8]) -> Option<Self>) -> Option<Self> {
+        let mut above = Vec::new();
+        let (mut node, mut rest) = (self, text);
+        while let Some(first) = node.next(rest) {
+            rest = &rest[node.label.as_slice().len()..];
+            let Node { label, kind } = node;
+            let mut branch = kind.into_branch();
+            node = Arc::make_mut(&mut branch).children.take(first);
+            above.push((label, branch, first));
+        }
+        let mut changed = change(node, rest);
+        while let Some((label, mut branch, first)) = above.pop() {
+            let inner = Arc::make_mut(&mut branch);
+            if let Some(child) = changed {
+                inner.children.insert(first, child);
+            }
+            changed = match inner.is_tight() {
+                true => Some(Node { label, kind: Kind::Branch(branch) }),
+                false => Arc::unwrap_or_clone(branch).tightened(label),
+            };
+        }
+        changed
+    }
+
+    /// The byte after the label, if there is a child for it.
+    fn next(&self, text: &[u8]) -> Option<u8> {
+        let Kind::Branch(branch) = &self.kind else { return None };
+        let first = *text.strip_prefix(self.label.as_slice())?.first()?;
+        branch.children.get(first).map(|_| first)
+    }
+
+    /// Itself with a value for a key that has none, and no node below that is nearer to it.
+    fn with(self, hit: Hit, text: &[u8], value: V) -> Self {
+        let label = self.label.as_slice();
+        let common = label.iter().zip(text).take_while(|(a, b)| a == b).count();
+        let Node { label, kind } = if common < label.len() { self.split(common) } else { self };
+        let mut branch = kind.into_branch();
+        let inner = Arc::make_mut(&mut branch);
+        let rest = &text[common..];
+        match rest.first() {
+            None => *inner.place(hit) = Some(value),
+            Some(&first) => inner.children.insert(first, Node::leaf(rest, hit, value)),
+        }
+        Node { label, kind: Kind::Branch(branch) }
+    }
+
+    /// A branch of the first `at` bytes of the label, with all else one level down.
+    fn split(self, at: usize) -> Self {
+        let (kept, moved) = self.label.as_slice().split_at(at);
+        let (kept, first, moved) = (Label::new(kept), moved[0], Label::new(moved));
+        let mut upper = Branch::new();
+        upper.children.insert(first, Node { label: moved, kind: self.kind });
+        Node { label: kept, kind: Kind::Branch(Arc::new(upper)) }
+    }
+
+    /// Itself without a value that is known to be there; `None` if nothing is left.
+    fn without(self, hit: Hit) -> Option<Self> {
+        let Kind::Branch(mut branch) = self.kind else { return None };
+        let inner = Arc::make_mut(&mut branch);
+        *inner.place(hit) = None;
+        match inner.is_tight() {
+            true => Some(Node { label: self.label, kind: Kind::Branch(branch) }),
+            false => Arc::unwrap_or_clone(branch).tightened(self.label),
+        }
+    }
+}
+
+impl<V> Kind<V> {
+    fn into_branch(self) -> Arc<Branch<V>> {
+        match self {
+            Kind::Branch(branch) => branch,
+            Kind::Leaf(hit, value) => {
+                let mut branch = Branch::new();
+                *branch.place(hit) = Some(value);
+                Arc::new(branch)
+            }
+        }
+    }
+}
+
+impl<V> Branch<V> {
+    fn new() -> Self {
+        Branch { children: Children { firsts: [0; 4], nodes: Vec::new() }, prefix: None, exact: None }
+    }
+
+    fn value(&self, hit: Hit) -> Option<&V> {
+        match hit {
+            Hit::Exact => self.exact.as_ref(),
+            Hit::Prefix => self.prefix.as_ref(),
+        }
+    }
+
+    fn place(&mut self, hit: Hit) -> &mut Option<V> {
+        match hit {
+            Hit::Exact => &mut self.exact,
+            Hit::Prefix => &mut self.prefix,
+        }
+    }
+
+    /// Whether it holds more than one value or child, so that nothing smaller would do.
+    fn is_tight(&self) -> bool {
+        let values = usize::from(self.exact.is_some()) + usize::from(self.prefix.is_some());
+        values + self.children.nodes.len() > 1
+    }
+
+    /// The leaf or the only child, which takes its place; `None` if it is empty.
+    fn tightened(mut self, label: Label) -> Option<Node<V>> {
+        if let Some(child) = self.children.nodes.pop() {
+            let label = Label::new(&[label.as_slice(), child.label.as_slice()].concat());
+            return Some(Node { label, kind: child.kind });
+        }
+        let exact = self.exact.map(|value| (Hit::Exact, value));
+        let (hit, value) = exact.or(self.prefix.map(|value| (Hit::Prefix, value)))?;
+        Some(Node { label, kind: Kind::Leaf(hit, value) })
     }
 }
 
 impl<V> Children<V> {
-    const NONE: Self = Children { firsts: [0; 4], nodes: Vec::new() };
-
     /// Where the child with this first byte is, or would have to be.
     fn position(&self, first: u8) -> Result<usize, usize> {
         let (word, bit) = Self::place(first);
@@ -161,100 +343,23 @@ impl<V> Children<V> {
     }
 
     /// Adds a child that is not there yet.
-    fn insert(&mut self, at: usize, first: u8, node: Node<V>) {
+    fn insert(&mut self, first: u8, node: Node<V>) {
+        let (Ok(at) | Err(at)) = self.position(first);
         let (word, bit) = Self::place(first);
         self.firsts[word] |= bit;
-        self.nodes.insert(at, Arc::new(node));
+        self.nodes.insert(at, node);
     }
 
-    fn remove(&mut self, at: usize, first: u8) {
+    /// Takes out a child that is there.
+    fn take(&mut self, first: u8) -> Node<V> {
+        let (Ok(at) | Err(at)) = self.position(first);
         let (word, bit) = Self::place(first);
         self.firsts[word] &= !bit;
-        self.nodes.remove(at);
+        self.nodes.remove(at)
     }
 
     fn place(first: u8) -> (usize, u64) {
         (usize::from(first / 64), 1 << (first % 64))
-    }
-}
-
-impl<V> Node<V> {
-    fn leaf(label: &[u8]) -> Self {
-        Node { label: Label::new(label), exact: None, prefix: None, children: Children::NONE }
-    }
-
-    fn slot(&mut self, key: Key<'_>) -> &mut Option<V> {
-        match key {
-            Key::Exact(_) => &mut self.exact,
-            Key::Prefix(_) => &mut self.prefix,
-        }
-    }
-
-    fn is_vacant(&self) -> bool {
-        self.exact.is_none() && self.prefix.is_none() && self.children.nodes.is_empty()
-    }
-
-    /// Keeps the first `at` bytes of the label here and moves the rest, with all values, one level down.
-    fn split(&mut self, at: usize) {
-        let label = self.label.as_slice();
-        let (kept, moved) = (Label::new(&label[..at]), Label::new(&label[at..]));
-        let first = label[at];
-        let lower = Node {
-            label: moved,
-            exact: self.exact.take(),
-            prefix: self.prefix.take(),
-            children: std::mem::replace(&mut self.children, Children::NONE),
-        };
-        self.label = kept;
-        self.children.insert(0, first, lower);
-    }
-}
-
-impl<V: Clone> Node<V> {
-    /// The node of a key below `slot`, with what was missing on the way.
-    fn descend<'n>(mut slot: &'n mut Arc<Node<V>>, mut key: &[u8]) -> &'n mut Node<V> {
-        loop {
-            let node = Arc::make_mut(slot);
-            let label = node.label.as_slice();
-            let common = label.iter().zip(key).take_while(|(a, b)| a == b).count();
-            if common < label.len() {
-                node.split(common);
-            }
-            key = &key[common..];
-            let Some(&first) = key.first() else { return node };
-            let at = node.children.position(first).unwrap_or_else(|at| {
-                node.children.insert(at, first, Node::leaf(key));
-                at
-            });
-            slot = &mut node.children.nodes[at];
-        }
-    }
-
-    /// Empties the place of a key that is known to be there.
-    fn remove(slot: &mut Arc<Node<V>>, key: Key<'_>, text: &[u8]) {
-        let node = Arc::make_mut(slot);
-        let rest = &text[node.label.as_slice().len()..];
-        if let Some(&first) = rest.first() {
-            let Ok(at) = node.children.position(first) else { return };
-            Node::remove(&mut node.children.nodes[at], key, rest);
-            if node.children.nodes[at].is_vacant() {
-                node.children.remove(at, first);
-            }
-        } else {
-            *node.slot(key) = None;
-        }
-        node.absorb_only_child();
-    }
-
-    /// Joins a node that merely leads to one other with that other.
-    fn absorb_only_child(&mut self) {
-        if self.exact.is_some() || self.prefix.is_some() || self.children.nodes.len() != 1 {
-            return;
-        }
-        let Some(child) = self.children.nodes.pop() else { return };
-        let child = Arc::unwrap_or_clone(child);
-        let label = Label::new(&[self.label.as_slice(), child.label.as_slice()].concat());
-        *self = Node { label, ..child };
     }
 }
 
@@ -339,18 +444,39 @@ mod tests {
         tree.lookup(text).map(|(_, value)| *value).collect()
     }
 
-    /// No node that merely leads to one other, none without purpose, children in order.
+    /// No branch that merely leads to one other, none where a leaf would do, children in order.
     fn assert_tight(node: &Node<u32>, root: bool) {
-        let values = node.exact.is_some() || node.prefix.is_some();
-        let children = &node.children;
-        assert!(values || children.nodes.len() > 1, "a node without purpose");
         assert!(root || !node.label.as_slice().is_empty(), "an empty label");
+        let Kind::Branch(branch) = &node.kind else { return };
+        assert!(branch.is_tight(), "a branch without purpose");
+        let children = &branch.children;
         let firsts: u32 = children.firsts.iter().map(|bits| bits.count_ones()).sum();
         assert_eq!(firsts as usize, children.nodes.len());
         for (at, child) in children.nodes.iter().enumerate() {
             assert_eq!(children.position(child.label.as_slice()[0]), Ok(at));
             assert_tight(child, false);
         }
+    }
+
+    /// What the schema allows at most: every beginning of the longest path is a path, too.
+    #[test]
+    fn the_deepest_tree_fits_the_stack_of_a_thread() {
+        let text = vec![b'a'; 4096];
+        let mut tree = Tree::new();
+        for len in 0..=text.len() {
+            tree.upsert(Key::Prefix(&text[..len]), |_| (), || len);
+        }
+        let earlier = tree.clone();
+        for len in (0..text.len()).rev() {
+            tree.remove(Key::Prefix(&text[..len]));
+        }
+        assert_eq!(tree.lookup(&text).map(|(_, value)| *value).collect::<Vec<_>>(), [4096]);
+        assert_eq!(earlier.lookup(&text).count(), 4097);
+    }
+
+    #[test]
+    fn a_leaf_is_smaller_than_a_cache_line() {
+        assert_eq!(size_of::<Node<[usize; 2]>>(), 48);
     }
 
     fn text() -> impl Strategy<Value = Vec<u8>> {
@@ -370,7 +496,7 @@ mod tests {
             let mut versions = Vec::new();
             for (insert, exact, text, value) in steps {
                 if insert {
-                    *tree.slot(key(exact, &text)) = Some(value);
+                    tree.upsert(key(exact, &text), |old| *old = value, || value);
                     model.insert((exact, text), value);
                 } else {
                     // removing what is there most of the time
@@ -398,7 +524,7 @@ mod tests {
     fn more_prefixes_than_fit_inline_come_longest_first() {
         let (mut tree, text) = (Tree::new(), vec![b'a'; 50]);
         for len in 0..=50 {
-            *tree.slot(Key::Prefix(&text[..len])) = Some(len);
+            tree.upsert(Key::Prefix(&text[..len]), |_| (), || len);
         }
         let order: Vec<usize> = tree.lookup(&text).map(|(_, value)| *value).collect();
         assert_eq!(order, (0..=50).rev().collect::<Vec<_>>());
