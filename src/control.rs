@@ -136,7 +136,7 @@ impl Control {
     pub fn node_status(&self) -> Vec<NodeStatus> {
         let workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |(key, upstream): (String, Arc<Upstream>)| -> Vec<NodeStatus> {
-            let status = |node: &Arc<Node>| NodeStatus {
+            let status = |node: &Node| NodeStatus {
                 name: format!("/apisix{key}"),
                 ip: node.host().to_owned(),
                 port: node.port(),

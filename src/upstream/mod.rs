@@ -26,6 +26,7 @@ use std::{
 
 use pingora::upstreams::peer::HttpPeer;
 use serde_json::Value;
+use smallvec::SmallVec;
 use tokio::task::JoinSet;
 
 use crate::vars::var::Lookup;
@@ -45,25 +46,29 @@ pub use self::{
     selection::{Failure, Retry, Selection},
 };
 
-/// A compiled upstream.
+/// A compiled upstream. What each request looks at comes first, in this order in memory (hence `repr(C)`): of one among
+/// many thousands each piece is waited for.
+#[repr(C)]
 pub struct Upstream {
-    nodes: Box<[Arc<Node>]>,
-    /// By falling priority.
-    groups: Box<[Group]>,
-    kind: Kind,
-    key: Option<HashKey>,
-    /// Tries after the first one.
-    retries: u32,
-    retry_timeout: Option<Duration>,
-    scheme: Scheme,
-    /// Some node has its port from the scheme.
-    has_implied_port: bool,
-    pass_host: PassHost,
-    upstream_host: Box<str>,
-    template: Arc<PeerTemplate>,
-    checker: Option<Checker>,
     /// The names of nodes, each once.
     names: Box<[Arc<Name>]>,
+    /// Most upstreams have one, which then lies here.
+    nodes: SmallVec<[Node; 1]>,
+    template: Arc<PeerTemplate>,
+    /// What few have is kept elsewhere.
+    checker: Option<Box<Checker>>,
+    retry_timeout: Option<Duration>,
+    /// Tries after the first one.
+    retries: u32,
+    kind: Kind,
+    scheme: Scheme,
+    pass_host: PassHost,
+    /// Some node has its port from the scheme.
+    has_implied_port: bool,
+    /// By falling priority; none where there is nothing to choose.
+    groups: Box<[Group]>,
+    upstream_host: Box<str>,
+    key: Option<Box<HashKey>>,
 }
 
 /// Why there is no node to try.
@@ -93,7 +98,6 @@ impl PickError {
 /// A node picked for one try. Dropping it ends the try; with `least_conn` it counts until then, so it must be dropped
 /// before the next pick and kept to the end of the response.
 pub struct Picked {
-    node: Arc<Node>,
     index: u32,
     addr: SocketAddr,
     _in_flight: Option<InFlight>,
@@ -105,12 +109,7 @@ impl Picked {
         self.addr
     }
 
-    /// The node.
-    pub fn node(&self) -> &Node {
-        &self.node
-    }
-
-    /// The node's place in the upstream.
+    /// The node's place in [`Upstream::nodes`].
     pub fn index(&self) -> u32 {
         self.index
     }
@@ -141,12 +140,12 @@ impl Upstream {
             return Err("`upstream_host` can't be empty when `pass_host` is `rewrite`".to_owned());
         }
         let key = match conf.kind {
-            Kind::Chash => Some(HashKey::compile(conf.hash_on, conf.key.as_deref())?),
+            Kind::Chash => Some(Box::new(HashKey::compile(conf.hash_on, conf.key.as_deref())?)),
             _ => None,
         };
         let template = PeerTemplate::shared(conf, defaults)?;
         let checker = match &conf.checks {
-            Some(checks) if defaults.checks == ChecksSwitch::On => Some(Checker::compile(checks)?),
+            Some(checks) if defaults.checks == ChecksSwitch::On => Some(Box::new(Checker::compile(checks)?)),
             _ => None,
         };
         let nodes = compile_nodes(conf, defaults, earlier);
@@ -176,8 +175,8 @@ impl Upstream {
     /// # Errors
     /// When there is no such node.
     pub fn pick(&self, selection: &mut Selection, request: &dyn Lookup) -> Result<Picked, PickError> {
-        if let [only] = &*self.nodes {
-            return self.hold(selection, 0, only).ok_or(PickError::ResolveFailed);
+        if let [_] = &*self.nodes {
+            return self.hold(selection, 0).ok_or(PickError::ResolveFailed);
         }
         let check_health = self.has_healthy_node();
         while let Some(group) = self.groups.get(selection.group) {
@@ -188,7 +187,7 @@ impl Upstream {
             };
             let key = || self.key.as_ref().map(|key| key.of(request)).unwrap_or_default();
             if let Some(member) = group.pick(usable, key) {
-                let picked = self.hold(selection, member.index, &member.node);
+                let picked = self.hold(selection, member.index);
                 return picked.ok_or(PickError::ResolveFailed);
             }
             selection.group += 1;
@@ -206,7 +205,7 @@ impl Upstream {
             return Retry::TimedOut;
         }
         if let Some(checker) = &self.checker {
-            checker.failed(&picked.node, failure);
+            checker.failed(self.node(picked), failure);
         }
         selection.mark_tried(picked.index);
         Retry::Again
@@ -215,10 +214,10 @@ impl Upstream {
     /// Ends a request: `status` is the one the client got, `latency` the time to connect and to respond.
     pub fn finish(&self, picked: Picked, status: u16, latency: Duration) {
         if self.kind == Kind::Ewma {
-            picked.node.state().score.add(latency);
+            self.node(&picked).state().score.add(latency);
         }
         if let Some(checker) = &self.checker {
-            checker.finished(&picked.node, status);
+            checker.finished(self.node(&picked), status);
         }
     }
 
@@ -228,11 +227,11 @@ impl Upstream {
     }
 
     /// The `Host` for the node by `pass_host`; `sent` is the client's, `scheme` the one spoken.
-    pub fn host<'a>(&'a self, picked: &'a Picked, sent: &'a str, scheme: Scheme) -> Cow<'a, str> {
+    pub fn host<'a>(&'a self, picked: &Picked, sent: &'a str, scheme: Scheme) -> Cow<'a, str> {
         match self.pass_host {
             PassHost::Pass => Cow::Borrowed(sent),
             PassHost::Rewrite => Cow::Borrowed(&self.upstream_host),
-            PassHost::Node => picked.node.authority_for(self.scheme, scheme),
+            PassHost::Node => self.node(picked).authority_for(self.scheme, scheme),
         }
     }
 
@@ -272,8 +271,13 @@ impl Upstream {
     }
 
     /// All nodes, in the order written.
-    pub fn nodes(&self) -> &[Arc<Node>] {
+    pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// A node that was picked here.
+    pub fn node(&self, picked: &Picked) -> &Node {
+        &self.nodes[picked.index as usize]
     }
 
     /// Whether its nodes' health is watched.
@@ -292,14 +296,14 @@ impl Upstream {
         self.checker.is_some() && self.nodes.iter().any(|n| n.state().health.health().is_up())
     }
 
-    fn hold(&self, selection: &mut Selection, index: u32, node: &Arc<Node>) -> Option<Picked> {
+    fn hold(&self, selection: &mut Selection, index: u32) -> Option<Picked> {
+        let node = &self.nodes[index as usize];
         let addr = node.addr()?;
         selection.count_try();
         if let (1, Some(limit)) = (selection.tries(), self.retry_timeout) {
             selection.deadline = Some(Instant::now() + limit);
         }
         Some(Picked {
-            node: Arc::clone(node),
             index,
             addr,
             _in_flight: (self.kind == Kind::LeastConn).then(|| InFlight::on(node.state())),
@@ -323,20 +327,20 @@ fn compile_nodes(
     conf: &UpstreamConf,
     defaults: &UpstreamDefaults,
     earlier: Option<&Upstream>,
-) -> Box<[Arc<Node>]> {
+) -> SmallVec<[Node; 1]> {
     let mut states: HashMap<(String, u16, i32), Arc<NodeState>> = HashMap::new();
     for node in earlier.iter().flat_map(|up| &up.nodes) {
         let key = (node.host().to_owned(), node.port(), node.priority());
         states.insert(key, Arc::clone(node.state()));
     }
-    let mut nodes: Vec<Arc<Node>> = Vec::with_capacity(conf.nodes.len());
+    let mut nodes: SmallVec<[Node; 1]> = SmallVec::with_capacity(conf.nodes.len());
     let mut places: HashMap<(String, u16, i32), usize> = HashMap::new();
     for written in &conf.nodes {
         let node = Node::compile(written, conf.scheme, &defaults.resolver);
         let key = (node.host().to_owned(), node.port(), node.priority());
         let node = match states.get(&key) {
-            Some(state) => Arc::new(node.with_state(Arc::clone(state))),
-            None => Arc::new(node),
+            Some(state) => node.with_state(Arc::clone(state)),
+            None => node,
         };
         match places.get(&key) {
             Some(&place) => nodes[place] = node,
@@ -346,20 +350,23 @@ fn compile_nodes(
             }
         }
     }
-    nodes.into()
+    nodes
 }
 
-fn group(kind: Kind, nodes: &[Arc<Node>]) -> Box<[Group]> {
-    let mut by_priority: BTreeMap<i32, Vec<(u32, Arc<Node>)>> = BTreeMap::new();
+fn group(kind: Kind, nodes: &[Node]) -> Box<[Group]> {
+    if nodes.len() < 2 {
+        return Box::default();
+    }
+    let mut by_priority: BTreeMap<i32, Vec<(u32, Node)>> = BTreeMap::new();
     for (index, node) in nodes.iter().enumerate() {
         let group = by_priority.entry(node.priority()).or_default();
-        group.push((index as u32, Arc::clone(node)));
+        group.push((index as u32, node.clone()));
     }
     let falling = by_priority.into_values().rev();
     falling.map(|nodes| Group::new(kind, nodes)).collect()
 }
 
-fn names(nodes: &[Arc<Node>]) -> Box<[Arc<Name>]> {
+fn names(nodes: &[Node]) -> Box<[Arc<Name>]> {
     let mut names: Vec<Arc<Name>> = Vec::new();
     for name in nodes.iter().filter_map(|node| node.name()) {
         if !names.iter().any(|known| Arc::ptr_eq(known, name)) {

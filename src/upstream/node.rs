@@ -19,16 +19,17 @@ use super::{
     resolve::{Name, Resolver},
 };
 
-/// A compiled node.
+/// A compiled node. Its copies share what is remembered about it.
+#[derive(Clone)]
 pub struct Node {
     /// As configured; an IPv6 address in brackets.
-    host: Box<str>,
+    host: Arc<str>,
     port: u16,
     weight: u32,
     priority: i32,
     place: Place,
     /// `host` or `host:port`, as `pass_host: node` sends it for the upstream's scheme.
-    authority: Box<str>,
+    authority: Arc<str>,
     state: Arc<NodeState>,
 }
 
@@ -43,6 +44,7 @@ pub struct NodeState {
     pub(super) health: Target,
 }
 
+#[derive(Clone)]
 enum Place {
     Fixed(SocketAddr),
     Named(Arc<Name>),

@@ -8,8 +8,6 @@ pub(super) mod ewma;
 pub(super) mod least_conn;
 pub(super) mod round_robin;
 
-use std::sync::Arc;
-
 use super::{conf::Kind, node::Node};
 
 /// The nodes of one priority and how to choose among them.
@@ -24,7 +22,7 @@ pub(super) struct Member {
     pub(super) index: u32,
     /// Its weight, or 1 when all weights of the group are 0: APISIX serves from such a group, too.
     pub(super) weight: u32,
-    pub(super) node: Arc<Node>,
+    pub(super) node: Node,
 }
 
 enum Balance {
@@ -35,7 +33,7 @@ enum Balance {
 }
 
 impl Group {
-    pub(super) fn new(kind: Kind, nodes: Vec<(u32, Arc<Node>)>) -> Group {
+    pub(super) fn new(kind: Kind, nodes: Vec<(u32, Node)>) -> Group {
         let drained = nodes.iter().all(|(_, node)| node.weight() == 0);
         // APISIX: a ring of drained nodes is empty, its other balancers then take all as equal
         let floor = u32::from(drained && kind != Kind::Chash);
@@ -89,7 +87,7 @@ pub(super) mod testing {
     };
 
     /// Members of these weights on ports 1000, 1001, …
-    pub(crate) fn members(weights: &[u32]) -> Vec<(u32, Arc<Node>)> {
+    pub(crate) fn members(weights: &[u32]) -> Vec<(u32, Node)> {
         let resolver = Resolver::new(&ResolverConf::default()).expect("the defaults are valid");
         let node = |(i, weight): (usize, &u32)| {
             let conf = NodeConf {
@@ -99,7 +97,7 @@ pub(super) mod testing {
                 priority: 0,
             };
             let node = Node::compile(&conf, Scheme::Http, &resolver);
-            (i as u32, Arc::new(node))
+            (i as u32, node)
         };
         weights.iter().enumerate().map(node).collect()
     }

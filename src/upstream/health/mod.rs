@@ -245,7 +245,7 @@ impl Checker {
     }
 
     /// One element of `GET /v1/healthcheck` (APISIX: `control/v1.lua`).
-    pub(super) fn report(&self, key: &str, nodes: &[std::sync::Arc<Node>]) -> Value {
+    pub(super) fn report(&self, key: &str, nodes: &[Node]) -> Value {
         // Nodes of one machine that are all probed at one port are one target.
         let mut seen = std::collections::BTreeSet::new();
         let mut is_new =

@@ -148,7 +148,7 @@ async fn round(upstream: &Arc<Upstream>, concurrency: usize, mode: Mode) {
         if up != matches!(mode, Mode::Up) {
             continue;
         }
-        let (upstream, node, permits) = (Arc::clone(upstream), Arc::clone(node), Arc::clone(&permits));
+        let (upstream, node, permits) = (Arc::clone(upstream), node.clone(), Arc::clone(&permits));
         probes.spawn(async move {
             let _permit = permits.acquire_owned().await;
             probe(&upstream, &node).await;
