@@ -4,7 +4,9 @@
 
 use std::{
     any::{Any, TypeId},
+    fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Deref,
     sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
@@ -39,6 +41,39 @@ pub struct RouteMeta {
     pub stored: Arc<str>,
     /// Its service as it is stored, as JSON.
     pub stored_service: Option<Arc<str>>,
+}
+
+/// A share in the matched route, of which plugins see the [`RouteMeta`].
+///
+/// What else a route is they need not know, and among many routes it counts that all of one lies in one place.
+#[derive(Clone)]
+pub struct MatchedRoute(Arc<dyn AsRef<RouteMeta> + Send + Sync>);
+
+impl MatchedRoute {
+    /// Of whatever holds the description.
+    pub fn new(route: Arc<impl AsRef<RouteMeta> + Send + Sync + 'static>) -> Self {
+        MatchedRoute(route)
+    }
+}
+
+impl Deref for MatchedRoute {
+    type Target = RouteMeta;
+
+    fn deref(&self) -> &RouteMeta {
+        (*self.0).as_ref()
+    }
+}
+
+impl fmt::Debug for MatchedRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl AsRef<RouteMeta> for RouteMeta {
+    fn as_ref(&self) -> &RouteMeta {
+        self
+    }
 }
 
 /// Changes to the upstream request that are not header edits (those are made in place).
@@ -133,7 +168,7 @@ pub struct RequestCtx {
     /// Response headers that plugins set before the response's head was there.
     pub response_headers: Vec<ResponseField>,
     /// The matched route.
-    pub route: Option<Arc<RouteMeta>>,
+    pub route: Option<MatchedRoute>,
     /// Index into `route.paths` of the pattern that matched.
     pub matched_path: u16,
     /// Index into `route.hosts` of the pattern that matched.

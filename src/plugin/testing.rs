@@ -23,7 +23,7 @@ use super::{
     exchange::{Exchange, World},
     metrics::Metrics,
     reply::{Flow, ReplyBody},
-    request::{RequestCtx, RouteMeta},
+    request::{MatchedRoute, RequestCtx, RouteMeta},
 };
 use crate::{builtin::Enabled, compat::Compat};
 
@@ -152,7 +152,7 @@ pub fn compile_auth_schemas<P: AuthPlugin>() {
 pub struct Kit {
     raw: Vec<u8>,
     client: SocketAddr,
-    route: Option<Arc<RouteMeta>>,
+    route: Option<MatchedRoute>,
     world: KitWorld,
 }
 
@@ -200,7 +200,7 @@ impl Kit {
 
     /// The route that matched.
     pub fn route(mut self, route: RouteMeta) -> Self {
-        self.route = Some(Arc::new(route));
+        self.route = Some(MatchedRoute::new(Arc::new(route)));
         self
     }
 

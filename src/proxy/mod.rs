@@ -37,7 +37,7 @@ use self::{answer::Held, options::Options, upstream::Sent};
 use crate::{
     ops::access_log::AccessLog,
     plugin::{chain::Chain, metrics::Metrics, request::RequestCtx},
-    snapshot::{Current, Route, Snapshot},
+    snapshot::{Current, Route, Snapshot, router::Rule},
     upstream::{Picked, Selection, Upstream},
 };
 
@@ -77,7 +77,7 @@ pub struct Ctx {
     snapshot: Option<Arc<Snapshot>>,
     /// What plugins share.
     request: RequestCtx,
-    route: Option<Arc<Route>>,
+    route: Option<Arc<Rule<Route>>>,
     /// The plugins of route, group and consumer, as they apply to this request.
     chain: Chain,
     upstream: Option<Arc<Upstream>>,

@@ -21,10 +21,11 @@ use crate::{
         chain::Chain,
         exchange::{Exchange, World},
         reply::{CONTINUE, Flow, Reply},
+        request::MatchedRoute,
     },
     snapshot::{
         Fault, Route, Snapshot,
-        router::{Accept, Found, MethodSet, Request},
+        router::{Accept, Found, MethodSet, Request, Rule},
     },
 };
 
@@ -83,11 +84,12 @@ async fn run(
         }
     }
     guard::sanitize(session, &ctx.request, &gateway.options, admitted.claims);
-    let route = match find(gateway, session, ctx, snapshot, &admitted.host).await {
-        ControlFlow::Continue(route) => route,
+    let rule = match find(gateway, session, ctx, snapshot, &admitted.host).await {
+        ControlFlow::Continue(rule) => rule,
         ControlFlow::Break(reply) => return ControlFlow::Break(reply),
     };
-    let Some(route) = route else { return unmatched(session, ctx, snapshot).await };
+    let Some(rule) = &rule else { return unmatched(session, ctx, snapshot).await };
+    let route = &rule.target;
     match route.fault {
         Some(Fault::PluginConfigMissing) => {
             return Reply::status(503).because("its plugin config is missing").into();
@@ -98,9 +100,9 @@ async fn run(
     // Many routes have no plugins: none of the phases is entered then.
     let has_plugins = !(snapshot.global.is_empty() && route.chain.is_empty());
     if has_plugins {
-        plugins(session, ctx, snapshot, &route).await?;
+        plugins(session, ctx, snapshot, route).await?;
     }
-    upstream::choose(session, ctx, snapshot, &route).await?;
+    upstream::choose(session, ctx, snapshot, route).await?;
     if !has_plugins {
         return CONTINUE;
     }
@@ -170,11 +172,11 @@ async fn find(
     ctx: &mut Ctx,
     snapshot: &Arc<Snapshot>,
     host: &HostName,
-) -> ControlFlow<Reply, Option<Arc<Route>>> {
+) -> ControlFlow<Reply, Option<Arc<Rule<Route>>>> {
     loop {
         let found = match_once(gateway, session, ctx, snapshot, host);
         match found {
-            Outcome::Route(route) => return ControlFlow::Continue(Some(route)),
+            Outcome::Rule(rule) => return ControlFlow::Continue(Some(rule)),
             Outcome::None => return ControlFlow::Continue(None),
             Outcome::NeedBody => {
                 if let Err(reply) = body::read(session, &mut ctx.request).await {
@@ -186,7 +188,7 @@ async fn find(
 }
 
 enum Outcome {
-    Route(Arc<Route>),
+    Rule(Arc<Rule<Route>>),
     None,
     NeedBody,
 }
@@ -202,7 +204,7 @@ fn match_once(
     let x = Exchange::new(session, &mut ctx.request, &**snapshot);
     let encoded = gateway.options.match_uri_encoded_slash.then(|| keep_encoded_slash(&x)).flatten();
     let request = Candidate::new(&x, host, encoded.as_deref());
-    let found = snapshot.router.find(&request, |route: &Arc<Route>| match &route.vars {
+    let found = snapshot.router.find(&request, |route: &Route| match &route.vars {
         None => Accept::Yes,
         Some(vars) if vars.needs_body() && !has_body => Accept::NeedBody,
         Some(vars) if vars.eval(&x) => Accept::Yes,
@@ -212,7 +214,7 @@ fn match_once(
         Found::Nothing => Outcome::None,
         Found::NeedBody => Outcome::NeedBody,
         Found::Match(found) => {
-            let route = found.rule.target.clone();
+            let route = &found.rule.target;
             let position = |all: &[Box<str>], one: &str| {
                 all.iter()
                     .position(|other| other.eq_ignore_ascii_case(one))
@@ -229,10 +231,10 @@ fn match_once(
             ctx.request.matched_path = path;
             ctx.request.matched_host = host;
             ctx.request.params = params;
-            ctx.request.route = Some(route.meta.clone());
+            ctx.request.route = Some(MatchedRoute::new(found.rule.clone()));
             ctx.chain = route.chain.clone();
-            ctx.route = Some(route.clone());
-            Outcome::Route(route)
+            ctx.route = Some(found.rule.clone());
+            Outcome::Rule(found.rule.clone())
         }
     }
 }

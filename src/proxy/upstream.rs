@@ -104,7 +104,7 @@ pub fn peer(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let Some(upstream) = &ctx.upstream else {
         return Error::e_explain(ErrorType::HTTPStatus(500), "proxying without an upstream");
     };
-    let timeout = ctx.route.as_ref().and_then(|route| route.timeout.as_ref());
+    let timeout = ctx.route.as_ref().and_then(|rule| rule.target.timeout.as_ref());
     let upgrade = may_switch(ctx) && !upstream.scheme().is_h2() && session.is_upgrade_req();
     let host = ctx.request.upstream.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
     let peer = upstream.peer(&picked, host, PeerOverride { timeout, scheme: None, upgrade });
@@ -122,7 +122,7 @@ pub fn peer(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
 
 /// Whether requests of the route may become tunnels.
 fn may_switch(ctx: &Ctx) -> bool {
-    ctx.route.as_ref().is_some_and(|route| route.websocket)
+    ctx.route.as_ref().is_some_and(|rule| rule.target.websocket)
 }
 
 /// Turns the client's request into the one that the node sees.

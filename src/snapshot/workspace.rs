@@ -45,7 +45,7 @@ pub struct Workspace {
     chains: HashMap<Key, Chain>,
     /// Compiled inline upstreams of services.
     service_upstreams: HashMap<Arc<str>, Arc<Upstream>>,
-    rules: HashMap<Arc<str>, Arc<Rule<Arc<Route>>>>,
+    rules: HashMap<Arc<str>, Arc<Rule<Route>>>,
     /// Upstreams with health checks, by the resource that they are written into: few among many.
     checked: BTreeMap<Key, Arc<Upstream>>,
     /// Routes by the service or plugin config they name.
@@ -518,7 +518,7 @@ impl Workspace {
         }
     }
 
-    fn rule(&self, key: &Key, conf: resource::Route) -> Result<Rule<Arc<Route>>, String> {
+    fn rule(&self, key: &Key, conf: resource::Route) -> Result<Rule<Route>, String> {
         let service = self.service_of(&conf)?;
         let paths =
             if conf.uris.is_empty() { conf.uri.clone().into_iter().collect() } else { conf.uris.clone() };
@@ -537,7 +537,7 @@ impl Workspace {
             .fold(MethodSet::EMPTY, |all, one| all | one);
         let route =
             self.compiled(key, &conf, service.as_ref(), &paths, hosts.as_deref().unwrap_or_default())?;
-        let mut rule = Rule::new(key.shared_id(), &paths, Arc::new(route));
+        let mut rule = Rule::new(key.shared_id(), &paths, route);
         if let Some(hosts) = &hosts {
             rule = rule.with_hosts(hosts);
         }
@@ -572,8 +572,8 @@ impl Workspace {
         paths: &[String],
         hosts: &[String],
     ) -> Result<Route, String> {
-        let old = self.rules.get(key.id()).map(|rule| rule.target.clone());
-        let own = self.chain_of(key, &conf.plugins, old.as_ref().map(|old| &old.chain))?;
+        let old = self.rules.get(key.id()).map(|rule| &rule.target);
+        let own = self.chain_of(key, &conf.plugins, old.map(|old| &old.chain))?;
         let under = |kind, id: &Option<resource::typed::Id>| match id {
             Some(id) => self.chains.get(&Key::new(kind, id.0.clone())),
             None => None,
@@ -583,7 +583,7 @@ impl Workspace {
             chain = chain.overlaid(plugins);
         }
         Ok(Route {
-            meta: Arc::new(RouteMeta {
+            meta: RouteMeta {
                 id: key.shared_id(),
                 name: conf.name.as_deref().map(Arc::from),
                 service_id: service.and(conf.service_id.as_ref()).map(|id| id.0.clone()),
@@ -595,9 +595,9 @@ impl Workspace {
                     .service_id
                     .as_ref()
                     .and_then(|id| self.stored(&Key::new(Kind::Service, id.0.clone()))),
-            }),
+            },
             chain: chain.overlaid(&own),
-            upstream: self.route_upstream(conf, service, old.as_deref())?,
+            upstream: self.route_upstream(conf, service, old)?,
             timeout: conf.timeout.map(|t| TimeoutConf { connect: t.connect, send: t.send, read: t.read }),
             websocket: conf
                 .enable_websocket
@@ -674,7 +674,7 @@ pub fn check(env: &Env, key: &Key, value: &Value) -> Result<(), String> {
     }
 }
 
-fn condition(conf: &resource::Route) -> Result<Option<Expr>, String> {
+fn condition(conf: &resource::Route) -> Result<Option<Box<Expr>>, String> {
     if conf.filter_func.is_some() {
         return Err("filter_func is Lua code, which does not run here: write the condition as vars".into());
     }
@@ -683,7 +683,9 @@ fn condition(conf: &resource::Route) -> Result<Option<Expr>, String> {
     }
     let mut vars = Value::Array(conf.vars.clone());
     lua::integers(&mut vars);
-    Expr::parse(&vars).map(Some).map_err(|e| format!("failed to validate the 'vars' expression: {e}"))
+    Expr::parse(&vars)
+        .map(|vars| Some(Box::new(vars)))
+        .map_err(|e| format!("failed to validate the 'vars' expression: {e}"))
 }
 
 fn origin(key: &Key) -> Origin {

@@ -10,21 +10,25 @@ use super::method_set::MethodSet;
 use super::pattern::PathPattern;
 
 /// What a route asks of a request. Everything but the paths is optional.
+///
+/// What each request looks at comes first, in this order in memory (hence `repr(C)`): of one rule among many thousands each
+/// piece is waited for.
+#[repr(C)]
 pub struct Rule<T> {
-    /// Names the rule within a router; [`super::Router::remove`] goes by it.
-    pub id: Arc<str>,
     /// Empty means any.
     pub methods: MethodSet,
     /// None means any.
     pub remote_addrs: Option<Arc<IpSet>>,
+    hosts: Option<Box<[HostPattern]>>,
+    paths: Paths,
+    /// What the caller wants to have found.
+    pub target: T,
+    /// Names the rule within a router; [`super::Router::remove`] goes by it.
+    pub id: Arc<str>,
     /// The higher of two rules for the same path is asked first.
     pub priority: i64,
     /// Decides between equal priorities: the lower is asked first. Every rule has its own.
     pub order: u64,
-    /// What the caller wants to have found.
-    pub target: T,
-    paths: Paths,
-    hosts: Option<Box<[HostPattern]>>,
 }
 
 /// Most rules have one path, which then lies beside everything else that a request is compared with.
