@@ -1,16 +1,30 @@
 """Cases under load: all proxies run side by side, one at a time gets requests, round after round.
 
-A machine drifts; what is compared is measured seconds apart, and ratios are taken within a round.
+A machine drifts, and its neighbours take turns of seconds: what is compared is measured one right after the other, in
+every round, and the ratio of the two is one sample. The row of the ratios is their median.
 """
 
 import os
 import statistics
 import sys
 import time
+from dataclasses import dataclass, field
 
 import contenders
 import machine
 from cases import CASES
+
+
+@dataclass
+class Running:
+    """A case whose contender runs, and what was measured of it."""
+
+    case: object
+    contender: object
+    requests: str
+    samples: list = field(default_factory=list)
+    # CPU per request beside that of the case it is compared with, measured next to it.
+    ratios: list = field(default_factory=list)
 
 
 def spread(values):
@@ -61,16 +75,23 @@ def run(directory, pinned, build, rounds, seconds, connections, only):
             notes[case.name] = "this build writes no access log"
             started.process.stop()
             continue
-        running.append((case, started, requests, []))
+        running.append(Running(case, started, requests))
+    by_name = {one.case.name: one for one in running}
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
         # Each round begins elsewhere, so that nobody always follows the same neighbour.
         turn = number * len(running) // rounds
-        for case, contender, requests, samples in running[turn:] + running[:turn]:
-            samples.append(sample(contender, requests, pinned, seconds, connections))
-    records = [record(case, contender, samples) for case, contender, _, samples in running]
-    for _, contender, _, _ in running:
-        contender.process.stop()
+        for one in running[turn:] + running[:turn]:
+            other = by_name.get(one.case.beside)
+            # Who goes first may have the warmer or the cooler machine.
+            pair = [one] if other is None else [other, one] if number % 2 == 0 else [one, other]
+            for each in pair:
+                each.samples.append(sample(each.contender, each.requests, pinned, seconds, connections))
+            if other is not None:
+                one.ratios.append(one.samples[-1]["cpu_us"] / other.samples[-1]["cpu_us"])
+    records = [record(one) for one in running]
+    for one in running:
+        one.contender.process.stop()
     origin.stop()
     compare(records)
     return records, notes
@@ -86,15 +107,15 @@ def writes_log(contender):
 def sample(contender, requests, pinned, seconds, connections):
     """One turn of one contender."""
     process = contender.process
-    cpu, wall = process.cpu_seconds(), time.monotonic()
+    cpu = process.cpu_seconds()
     said = machine.wrk(pinned["load"], contender.port, requests, seconds, connections)
-    cpu, wall = process.cpu_seconds() - cpu, time.monotonic() - wall
+    cpu = process.cpu_seconds() - cpu
     if said["failed"] or not said["requests"]:
         raise machine.Failed(f"{process.name}: {said} \n{process.said()}")
     return {
         "cpu_us": cpu / said["requests"] * 1e6,
         "per_second": said["requests"] / said["seconds"],
-        "busy": cpu / wall,
+        "busy": cpu / said["seconds"],
         "p50_us": said["p50"],
         "p99_us": said["p99"],
         "p999_us": said["p999"],
@@ -102,20 +123,21 @@ def sample(contender, requests, pinned, seconds, connections):
     }
 
 
-def record(case, contender, samples):
-    columns = {name: spread([one[name] for one in samples]) for name in samples[0]}
+def record(one):
+    case = one.case
+    columns = {name: spread([sample[name] for sample in one.samples]) for name in one.samples[0]}
+    if one.ratios:
+        columns["ratio"] = spread(one.ratios)
     return {
         "name": case.name, "group": case.group, "who": case.who, "beside": case.beside, "at_most": case.at_most,
-        "ready_seconds": contender.ready_seconds, **columns,
+        "ready_seconds": one.contender.ready_seconds, **columns,
     }
 
 
 def compare(records):
-    """Adds the ratios: to the row that the target names, to the floor, and to the floor with duties."""
+    """Adds how each stands to the floor, and to the floor with duties: of medians, as they were not measured together."""
     by_name = {one["name"]: one for one in records}
     for one in records:
-        for column, name in (("ratio", one["beside"]), ("to_floor", "floor"), ("to_duties", "floor with duties")):
-            other = by_name.get(name)
-            if other is not None:
-                pairs = zip(one["cpu_us"]["rounds"], other["cpu_us"]["rounds"])
-                one[column] = spread([mine / theirs for mine, theirs in pairs])
+        for column, name in (("to_floor", "floor"), ("to_duties", "floor with duties")):
+            if name in by_name and name != one["name"]:
+                one[column] = one["cpu_us"]["median"] / by_name[name]["cpu_us"]["median"]

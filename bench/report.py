@@ -36,9 +36,9 @@ def beside(one):
     ratio = one["ratio"]
     text = f"{ratio['median']:.3f} × {one['beside']} ({ratio['min']:.3f}–{ratio['max']:.3f})"
     if one["beside"] != "floor" and "to_floor" in one:
-        text += f", {one['to_floor']['median']:.3f} × floor"
+        text += f", {one['to_floor']:.3f} × floor"
     if one["who"] == "portcullis" and one["beside"] == "floor" and "to_duties" in one:
-        text += f", {one['to_duties']['median']:.3f} × floor with duties"
+        text += f", {one['to_duties']:.3f} × floor with duties"
     if one["at_most"]:
         text += f"; target ≤ {one['at_most']:.2f}: {verdict(one)}"
     return text

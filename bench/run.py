@@ -27,16 +27,16 @@ def arguments():
     quick = os.environ.get("BENCH_QUICK") == "1"
     parser = argparse.ArgumentParser(description="Measures the gateway beside the framework's floor, nginx, haproxy.")
     parser.add_argument("--quick", action="store_true", default=quick, help="fewer and shorter rounds")
-    parser.add_argument("--rounds", type=int, help="rounds of load (7; quick: 3)")
-    parser.add_argument("--seconds", type=int, help="seconds of each turn (3; quick: 1)")
+    parser.add_argument("--rounds", type=int, help="rounds of load (11; quick: 3)")
+    parser.add_argument("--seconds", type=int, help="seconds of each turn (1)")
     parser.add_argument("--connections", type=int, default=50, help="connections of the load")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--only", nargs="+", help="cases whose name has one of these words")
     parser.add_argument("--build", help="directory of finished programs; nothing is built then")
     parser.add_argument("--results", default=os.path.join(HERE, "results"), help="where the outcome goes")
     given = parser.parse_args()
-    given.rounds = given.rounds or (3 if given.quick else 7)
-    given.seconds = given.seconds or (1 if given.quick else 3)
+    given.rounds = given.rounds or (3 if given.quick else 11)
+    given.seconds = given.seconds or 1
     return given
 
 

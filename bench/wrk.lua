@@ -1,5 +1,6 @@
 -- Sends the requests of a file in turn and prints the outcome as one line of JSON.
--- The file holds whole requests, separated by NUL. They are read before the clock starts.
+-- The file holds whole requests, separated by NUL. They are read before the clock starts, and sent from anywhere in the
+-- file on: a short turn would else ask for the same few of many routes each time.
 
 local requests, count, at = {}, 0, 0
 
@@ -10,6 +11,8 @@ function init(args)
       requests[count] = request
    end
    file:close()
+   math.randomseed(os.time())
+   at = math.random(count)
 end
 
 function request()
