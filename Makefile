@@ -1,5 +1,5 @@
 # Every target is what CI runs too; anything longer than three lines lives in .ci/.
-.PHONY: run build check test fuzz lint fmt proto bench bench-plugins clean
+.PHONY: run build check test fuzz lint fmt proto bench bench-instructions bench-plugins clean
 
 run: ## installs what is missing, builds, starts the gateway on its embedded default
 	.ci/setup build
@@ -36,6 +36,10 @@ proto: ## src/ext_plugin/proto.rs of its schema
 bench: ## needs wrk, nginx and haproxy; about ten minutes
 	.ci/setup bench
 	python3 bench/run.py
+
+bench-instructions: ## instructions of a request in user mode, which no busy machine blurs; needs valgrind and nginx
+	.ci/setup bench
+	python3 bench/instructions.py
 
 bench-plugins: ## the gateway with external plugins in each language; needs wrk and nginx
 	.ci/setup bench

@@ -144,10 +144,10 @@ class Contender:
         self.expect = expect or {}
         self.signed = False
 
-    def prove(self):
+    def prove(self, limit=60):
         """Answers as the upstream does, and the case's plugin shows itself."""
         sent = headers(0, signed=self.signed)
-        self.ready_seconds = wait_until_serving(self.process, self.port, path(0), sent)
+        self.ready_seconds = wait_until_serving(self.process, self.port, path(0), sent, limit)
         _, got, body = get(self.port, path(0), sent)
         if body != ANSWER:
             raise Failed(f"{self.process.name} answers {body!r}")
