@@ -33,7 +33,7 @@ proto: ## src/ext_plugin/proto.rs of its schema
 	.ci/setup lint
 	.ci/proto
 
-bench: ## needs wrk, nginx and haproxy; about ten minutes
+bench: ## needs wrk, nginx and haproxy; a quarter of an hour, and what it builds
 	.ci/setup bench
 	python3 bench/run.py
 

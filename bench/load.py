@@ -125,7 +125,7 @@ def sample(contender, requests, pinned, seconds, connections):
 
 def record(one):
     case = one.case
-    columns = {name: spread([sample[name] for sample in one.samples]) for name in one.samples[0]}
+    columns = {name: spread([each[name] for each in one.samples]) for name in one.samples[0]}
     if one.ratios:
         columns["ratio"] = spread(one.ratios)
     return {

@@ -3,7 +3,7 @@
 
 Builds the gateway and the floor with the release profile, runs the cases under load (load.py), the configuration
 side (admin.py) and the micro-benchmarks, prints the outcome beside the targets and keeps it in bench/results.
-Needs wrk, nginx and haproxy. BENCH_QUICK=1 takes two minutes and says less. The exit status does not depend on
+Needs wrk, nginx and haproxy. BENCH_QUICK=1 takes some minutes and says less. The exit status does not depend on
 targets: a busy machine must not break a build.
 """
 

@@ -5,8 +5,8 @@
 
 The stub (tests/stub_runner.rs) is the floor of the wire: what it costs the gateway is the call itself. The other rows
 are real runners with a plugin that does nothing; those that are not built are left out, and it is said so. The runner and
-the load share a core, the gateway has the other. Rounds are interleaved and ratios are taken within a round, as
-everywhere in `make bench`. Needs wrk and nginx.
+the load share a core, the gateway has the other. Rounds are interleaved and ratios are taken within a
+round. Needs wrk and nginx.
 """
 
 import argparse

@@ -276,7 +276,7 @@ impl Upstream {
     }
 
     /// A node that was picked here.
-    pub fn node(&self, picked: &Picked) -> &Node {
+    fn node(&self, picked: &Picked) -> &Node {
         &self.nodes[picked.index as usize]
     }
 

@@ -1,6 +1,6 @@
 //! A persistent tree over byte strings: one descent answers "this very key" and "every key that is a prefix".
 //!
-//! Branches are shared between versions. A clone costs one reference count; a change copies the branches between the
+//! Branches are shared between versions. A clone copies one node, which is a reference count; a change copies the branches between the
 //! root and the key, and nothing when no other version holds them. Leaves, of which there are most, lie in the array of
 //! their parent: among 100,000 keys each object on the way is a wait for memory.
 //! Invariant: a branch has two children, or values that no leaf could hold, so the tree is never larger than what is in
@@ -223,14 +223,10 @@ impl<V: Clone> Node<V> {
         }
         let mut changed = change(node, rest);
         while let Some((label, mut branch, first)) = above.pop() {
-            let inner = Arc::make_mut(&mut branch);
             if let Some(child) = changed {
-                inner.children.insert(first, child);
+                Arc::make_mut(&mut branch).children.insert(first, child);
             }
-            changed = match inner.is_tight() {
-                true => Some(Node { label, kind: Kind::Branch(branch) }),
-                false => Arc::unwrap_or_clone(branch).tightened(label),
-            };
+            changed = Node::tight(label, branch);
         }
         changed
     }
@@ -269,12 +265,16 @@ impl<V: Clone> Node<V> {
     /// Itself without a value that is known to be there; `None` if nothing is left.
     fn without(self, hit: Hit) -> Option<Self> {
         let Kind::Branch(mut branch) = self.kind else { return None };
-        let inner = Arc::make_mut(&mut branch);
-        *inner.place(hit) = None;
-        match inner.is_tight() {
-            true => Some(Node { label: self.label, kind: Kind::Branch(branch) }),
-            false => Arc::unwrap_or_clone(branch).tightened(self.label),
+        *Arc::make_mut(&mut branch).place(hit) = None;
+        Node::tight(self.label, branch)
+    }
+
+    /// A branch, or the smaller thing that does for what is left in it; `None` if that is nothing.
+    fn tight(label: Label, branch: Arc<Branch<V>>) -> Option<Self> {
+        if branch.is_tight() {
+            return Some(Node { label, kind: Kind::Branch(branch) });
         }
+        Arc::unwrap_or_clone(branch).tightened(label)
     }
 }
 
