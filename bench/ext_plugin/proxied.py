@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Measures external plugins through the gateway: CPU of the gateway and of the runner apart, for a request.
 
-    bench/ext_plugin/proxied.py [--build target/release] [--only stub go] [--rounds 7] [--seconds 3]
+    bench/ext_plugin/proxied.py [--build target/release] [--only stub go] [--rounds 21] [--seconds 1]
 
 The stub (tests/stub_runner.rs) is the floor of the wire: what it costs the gateway is the call itself. The other rows
 are real runners with a plugin that does nothing; those that are not built are left out, and it is said so. The runner and
-the load share a core, the gateway has the other. Rounds are interleaved and ratios are taken within a
-round. Needs wrk and nginx.
+the load share a core, the gateway has the other. Rounds are interleaved, turns are short because neighbours of a machine
+take turns of seconds, and ratios are taken within a round. Needs wrk and nginx.
 """
 
 import argparse
@@ -49,16 +49,17 @@ class Row:
     entry: tuple = ("nothing", "")
 
 
+# In the order of measurement: what is compared lies together.
 ROWS = [
+    # Without a field to change, `rewrite` changes nothing.
+    Row("go, pre-req", "go", entry=("rewrite", "{}")),
     Row(FLOOR),
     Row("plain"),
     Row("stub, pre-req", "stub"),
-    Row("stub, post-req", "stub", "ext-plugin-post-req"),
     Row("stub, post-resp", "stub", "ext-plugin-post-resp"),
+    Row("stub, post-req", "stub", "ext-plugin-post-req"),
     Row("stub, post-resp with body", "stub", "ext-plugin-post-resp", ("look", '["respbody"]')),
     Row("stub, one variable", "stub", entry=("look", '["var:route_id"]')),
-    # Without a field to change, `rewrite` changes nothing.
-    Row("go, pre-req", "go", entry=("rewrite", "{}")),
     Row("java, pre-req", "java", entry=("rewrite", "{}")),
     Row("node, pre-req", "node", entry=("noop", "{}")),
     Row("python, pre-req", "python", entry=("noop", "{}")),
@@ -165,8 +166,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", default=os.path.join(ROOT, "target", "release"), help="where the programs are")
     parser.add_argument("--only", nargs="+", help="runners to measure")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--seconds", type=int, default=1)
     parser.add_argument("--connections", type=int, default=64)
     given = parser.parse_args()
     build, pinned = os.path.abspath(given.build), machine.cores()

@@ -47,6 +47,22 @@ fn signal(pid: i32, signal: Signal) {
     let _ = nix::sys::signal::kill(Pid::from_raw(pid), signal);
 }
 
+/// Stops all of a process. The signal alone does so when one of its threads gets round to it; on a busy machine the
+/// others may answer a call before.
+#[track_caller]
+fn freeze(pid: i32) {
+    signal(pid, Signal::SIGSTOP);
+    let state = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    };
+    eventually("none of its threads runs", || match std::fs::read_dir(format!("/proc/{pid}/task")) {
+        Ok(tasks) => tasks.flatten().filter_map(state).all(|state| matches!(state, 'T' | 'Z')),
+        // It may have ended by itself.
+        Err(_) => true,
+    });
+}
+
 /// How many calls were not made.
 fn spared(gateway: &Gateway) -> usize {
     gateway.stderr().matches("its circuit breaker is open").count()
@@ -105,13 +121,14 @@ fn a_runner_that_hangs_costs_few_calls() {
     let limit = Duration::from_millis(300);
     let fixture = Fixture::with(pre("nothing", ""), |setup| setup.set("ext-plugin.timeout.call", "300ms"));
     eventually("it answers", || fixture.get("/").status == 200);
-    signal(fixture.runner.pid(), Signal::SIGSTOP);
+    freeze(fixture.runner.pid());
     let begun = Instant::now();
-    for _ in 0..5 {
+    // A call that a busy gateway had no time to make is not the runner's fault, and counts for nothing.
+    eventually("its breaker opens", || {
         clean(fixture.get("/"));
-    }
-    assert!(begun.elapsed() >= limit * 5, "each of these was waited for");
-    assert!(fixture.gateway.stderr().contains("circuit breaker opens"));
+        fixture.gateway.stderr().contains("circuit breaker opens")
+    });
+    assert!(begun.elapsed() >= limit * 5, "five at least were waited for");
     let before = spared(&fixture.gateway);
     for _ in 0..20 {
         clean(fixture.get("/"));
@@ -290,7 +307,7 @@ fn a_process_that_no_longer_listens_is_replaced() {
     gateway.get("/must").expect(200);
     let old = started_by(gateway.child());
     std::fs::remove_file(socket(&gateway).expect("a socket")).unwrap();
-    signal(old[0], Signal::SIGSTOP);
+    freeze(old[0]);
     // The connection that is kept is no longer good; another one cannot be made.
     signal(old[0], Signal::SIGKILL);
     gateway.get("/must").expect(200).expect_header("x-through", "yes");
@@ -303,7 +320,7 @@ fn a_process_that_hangs_is_replaced() {
         managed(json!({"cmd": command()}), |setup| setup.set("ext-plugin.timeout.call", "300ms"));
     eventually("it is ready", || gateway.get("/must").status == 200);
     let old = started_by(gateway.child());
-    signal(old[0], Signal::SIGSTOP);
+    freeze(old[0]);
     eventually("another one answers", || {
         gateway.get("/may").expect(200);
         gateway.get("/must").status == 200
@@ -458,7 +475,7 @@ fn a_runner_that_hangs_does_not_hold_every_client_until_its_time_is_over() {
         setup.set("ext-plugin.timeout.call", "10m").set("ext-plugin.circuit_breaker.patience", "100ms")
     });
     fixture.get("/").expect(200);
-    signal(fixture.runner.pid(), Signal::SIGSTOP);
+    freeze(fixture.runner.pid());
     thread::scope(|scope| {
         let first = scope.spawn(|| fixture.get("/").expect(200));
         let opened = "it answers nothing while a call is under way";
@@ -489,7 +506,7 @@ fn a_process_that_hangs_is_replaced_long_before_its_calls_are_out_of_time() {
         setup.set("ext-plugin.timeout.call", "10m").set("ext-plugin.circuit_breaker.patience", "100ms")
     });
     eventually("it is ready", || gateway.get("/must").status == 200);
-    signal(started_by(gateway.child())[0], Signal::SIGSTOP);
+    freeze(started_by(gateway.child())[0]);
     // A call over a connection that was used before is made again at the new process; over a fresh one it is refused.
     let answer = gateway.get("/must");
     if answer.status != 200 {
