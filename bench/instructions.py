@@ -24,7 +24,8 @@ from run import build
 CONNECTIONS = 8
 FEW, MORE = 400, 2000
 WRAPPER = """#!/bin/sh
-exec valgrind -q --tool=callgrind --callgrind-out-file={out}.%p {program} "$@"
+# The gateway begins once more in its process.
+exec valgrind -q --trace-children=yes --tool=callgrind --callgrind-out-file={out}.%p {program} "$@"
 """
 
 

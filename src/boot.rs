@@ -44,7 +44,11 @@ use pingora_proxy::HttpProxy;
 use serde_json::{Value, json};
 
 use self::{handover::Lifecycle, store::Opened};
-pub use self::{handover::reload, pages::small as without_huge_pages, runners::start as start_runner};
+pub use self::{
+    handover::reload,
+    pages::{any as with_huge_pages, small as without_huge_pages},
+    runners::start as start_runner,
+};
 use crate::{
     admin::{self, Admin},
     builtin::{

@@ -121,8 +121,6 @@ struct Config {
 
 /// Parses the command line and carries it out.
 pub fn main() -> ExitCode {
-    // Before anything else takes memory.
-    crate::boot::without_huge_pages();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -139,7 +137,11 @@ pub fn main() -> ExitCode {
 
 fn execute(command: Command) -> Exit {
     match command {
-        Command::Run(config) => run(&config),
+        Command::Run(config) => {
+            // Before anything else takes memory.
+            boot::without_huge_pages();
+            run(&config)
+        }
         Command::Test(config) => test(&config),
         Command::Stop(config) => {
             with_settings(&config, |settings| signal(settings, process::stop, "stopping"))
@@ -159,6 +161,7 @@ fn execute(command: Command) -> Exit {
 
 /// Ends as the runner did.
 fn runner_guard(words: &[OsString]) -> ExitCode {
+    boot::with_huge_pages();
     match guard::run(words) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
