@@ -16,6 +16,7 @@ mod docs;
 mod ext_plugin;
 mod file_mode;
 mod ops;
+mod pipelining;
 mod plugins;
 mod process;
 mod routing;

@@ -51,14 +51,16 @@ enum State {
 const MAX_DIGITS: u8 = 16;
 
 impl Chunks {
-    /// Looks at the next bytes of the connection; what follows the body's end is not looked at.
+    /// Looks at the next bytes of the connection and tells how many of them are the body's; what follows its end is not
+    /// looked at.
     ///
     /// # Errors
     /// What is wrong. The body is worth nothing from there on.
-    pub fn check(&mut self, mut bytes: &[u8]) -> Result<(), ChunkError> {
+    pub fn check(&mut self, all: &[u8]) -> Result<usize, ChunkError> {
+        let mut bytes = all;
         while let Some((&byte, rest)) = bytes.split_first() {
             match self.state {
-                State::Over => return Ok(()),
+                State::Over => return Ok(all.len() - bytes.len()),
                 State::Data => {
                     let passed = bytes.len().min(usize::try_from(self.size).unwrap_or(usize::MAX));
                     self.size -= passed as u64;
@@ -73,7 +75,7 @@ impl Chunks {
                 }
             }
         }
-        Ok(())
+        Ok(all.len())
     }
 
     /// Whether the body has come to its end.
@@ -125,10 +127,11 @@ mod tests {
     #[track_caller]
     fn check(body: &str, expected: Result<bool, ChunkError>) {
         let mut whole = Chunks::default();
-        let found = whole.check(body.as_bytes()).map(|()| whole.is_over());
+        let found = whole.check(body.as_bytes()).map(|_| whole.is_over());
         assert_eq!(found, expected, "{body:?}");
         let mut single = Chunks::default();
-        let found = body.bytes().try_for_each(|byte| single.check(&[byte])).map(|()| single.is_over());
+        let found =
+            body.bytes().try_for_each(|byte| single.check(&[byte]).map(drop)).map(|()| single.is_over());
         assert_eq!(found, expected, "{body:?} in single bytes");
     }
 
@@ -141,6 +144,7 @@ mod tests {
         check("5;a=b;c=\"d\"\r\nhello\r\n0 ;x\r\n\r\n", Ok(true));
         check("0\r\nX-Sum: 1\r\nY: 2\r\n\r\n", Ok(true));
         check("0\r\n\r\nGET / HTTP/1.1\n\x00", Ok(true));
+        assert_eq!(Chunks::default().check(b"1\r\na\r\n0\r\n\r\nGET /"), Ok(11));
         check("5\r\nhel", Ok(false));
         check("ffffffffffffffff\r\nhel", Ok(false));
         check("0\r\nX: y\r\n", Ok(false));
@@ -173,7 +177,7 @@ mod tests {
             let cut = cut.index(bytes.len() + 1);
             let mut whole = Chunks::default();
             let mut halves = Chunks::default();
-            let found = halves.check(&bytes[..cut]).and_then(|()| halves.check(&bytes[cut..]));
+            let found = halves.check(&bytes[..cut]).and_then(|own| Ok(own + halves.check(&bytes[cut..])?));
             prop_assert_eq!(whole.check(bytes), found);
             prop_assert_eq!(whole.is_over(), halves.is_over());
         }

@@ -12,13 +12,19 @@ use super::request_line::Refusal;
 pub struct Facts {
     /// Whether the client may have sent one of the headers that only the gateway writes: `X-…`, `Forwarded`.
     pub claims: bool,
-    /// Whether the body comes in chunks.
-    pub chunked: bool,
+    /// Where the request ends.
+    pub framing: Framing,
 }
 
-impl Facts {
-    /// Of a head that nobody looked at.
-    pub const UNKNOWN: Self = Self { claims: true, chunked: false };
+/// Where a request ends (RFC 9112 §6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// So many bytes behind its head.
+    Length(u64),
+    /// With the last chunk.
+    Chunked,
+    /// With the connection, which is to become a tunnel if the server agrees.
+    Open,
 }
 
 /// As many header lines as the framework has room for.
@@ -71,6 +77,8 @@ pub fn is_harmless(line: &[u8]) -> bool {
 struct Lines {
     count: usize,
     claims: bool,
+    length: u64,
+    upgrade: bool,
     once: [u8; ONCE.len()],
 }
 
@@ -88,7 +96,14 @@ impl Lines {
             }));
         }
         match first {
-            b'a' | b'c' | b'e' | b'h' | b'i' | b't' => count(line, first, &mut self.once),
+            b'a' | b'c' | b'e' | b'h' | b'i' | b't' => {
+                self.length = self.length.saturating_add(count(line, first, &mut self.once)?);
+                Ok(())
+            }
+            b'u' => {
+                self.upgrade |= names(line, b"upgrade:");
+                Ok(())
+            }
             b'x' | b'f' => {
                 self.claims = true;
                 Ok(())
@@ -116,7 +131,12 @@ impl Lines {
         if chunked && line.ends_with(b" HTTP/1.0") {
             return Err(malformed("Transfer-Encoding in HTTP/1.0"));
         }
-        Ok(Facts { claims: self.claims, chunked })
+        let framing = match (chunked, self.upgrade) {
+            (true, _) => Framing::Chunked,
+            (false, true) if self.length == 0 => Framing::Open,
+            (false, _) => Framing::Length(self.length),
+        };
+        Ok(Facts { claims: self.claims, framing })
     }
 }
 
@@ -170,26 +190,28 @@ const CONTENT_LENGTH: usize = 0;
 const TRANSFER_ENCODING: usize = 1;
 const HOST: usize = 2;
 
-fn count(line: &[u8], first: u8, once: &mut [u8; ONCE.len()]) -> Result<(), Refusal> {
+/// Counts the line if it may stand once. Gives the length of the body if the line tells it, else nothing.
+fn count(line: &[u8], first: u8, once: &mut [u8; ONCE.len()]) -> Result<u64, Refusal> {
     let which = ONCE.iter().position(|name| name[0] == first && names(line, name));
-    let Some(which) = which else { return Ok(()) };
+    let Some(which) = which else { return Ok(0) };
     once[which] = once[which].saturating_add(1);
     let value = &line[ONCE[which].len()..];
     match which {
-        CONTENT_LENGTH if !is_number(value) => Err(malformed("Content-Length is no number")),
+        CONTENT_LENGTH => number(value).ok_or(malformed("Content-Length is no number")),
         // nginx: the only one there is. A list of them is read differently by the next hop.
         TRANSFER_ENCODING if !value.trim_ascii().eq_ignore_ascii_case(b"chunked") => {
             Err(Refusal { status: 501, reason: "a Transfer-Encoding other than chunked" })
         }
         HOST if memchr(b'@', value).is_some() => Err(malformed("invalid Host")),
-        _ => Ok(()),
+        _ => Ok(0),
     }
 }
 
 /// `5, 5`, `+5` and the like mean a length to some and none to others.
-fn is_number(value: &[u8]) -> bool {
+fn number(value: &[u8]) -> Option<u64> {
     let value = value.trim_ascii();
-    (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit)
+    let is_number = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+    is_number.then(|| value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
 fn names(line: &[u8], name: &[u8]) -> bool {
@@ -202,32 +224,38 @@ mod tests {
 
     use super::*;
 
+    const NONE: Framing = Framing::Length(0);
+
     fn head(lines: &[u8]) -> Vec<u8> {
         [b"GET / HTTP/1.1\r\n", lines, b"\r\n"].concat()
     }
 
     /// The status, or what is known of a request that goes on.
     #[track_caller]
-    fn check(lines: impl AsRef<[u8]>, expected: Result<(bool, bool), u16>) {
+    fn check(lines: impl AsRef<[u8]>, expected: Result<(bool, Framing), u16>) {
         let head = head(lines.as_ref());
         let judged = judge(&[&head[..], b"a body\n"].concat());
         let told = judged.map(|(facts, length)| {
             assert_eq!(length, head.len());
-            (facts.claims, facts.chunked)
+            (facts.claims, facts.framing)
         });
         assert_eq!(told.map_err(|refusal| refusal.status), expected, "{}", lines.as_ref().escape_ascii());
     }
 
     #[test]
     fn lines_that_say_something() {
-        check("", Ok((false, false)));
-        check("Host: a\r\nAccept:\r\nUser-Agent: \tx y\t\r\n", Ok((false, false)));
-        check(b"Cookie: caf\xc3\xa9=\xff\r\n", Ok((false, false)));
-        check("!#$%&'*+-.^_`|~09azAZ: x:y\r\n", Ok((false, false)));
-        check("x-real-ip: a\r\n", Ok((true, false)));
-        check("Forwarded: a\r\n", Ok((true, false)));
-        check("content-length: 1\r\n", Ok((false, false)));
-        check("transfer-encoding: Chunked \r\n", Ok((false, true)));
+        check("", Ok((false, NONE)));
+        check("Host: a\r\nAccept:\r\nUser-Agent: \tx y\t\r\n", Ok((false, NONE)));
+        check(b"Cookie: caf\xc3\xa9=\xff\r\n", Ok((false, NONE)));
+        check("!#$%&'*+-.^_`|~09azAZ: x:y\r\n", Ok((false, NONE)));
+        check("x-real-ip: a\r\n", Ok((true, NONE)));
+        check("Forwarded: a\r\n", Ok((true, NONE)));
+        check("content-length: 100\r\n", Ok((false, Framing::Length(100))));
+        check("Content-Length: \t007 \r\n", Ok((false, Framing::Length(7))));
+        check("transfer-encoding: Chunked \r\n", Ok((false, Framing::Chunked)));
+        check("Upgrade: websocket\r\n", Ok((false, Framing::Open)));
+        check("Upgrade: h2c\r\nContent-Length: 1\r\n", Ok((false, Framing::Length(1))));
+        check("Upgrades: x\r\n", Ok((false, NONE)));
     }
 
     #[test]
@@ -275,9 +303,9 @@ mod tests {
 
     #[test]
     fn sizes() {
-        check("a: b\r\n".repeat(MAX_LINES), Ok((false, false)));
+        check("a: b\r\n".repeat(MAX_LINES), Ok((false, NONE)));
         check("a: b\r\n".repeat(MAX_LINES + 1), Err(494));
-        check(format!("a: {}\r\n", "b".repeat(MAX_HEAD - 30)), Ok((false, false)));
+        check(format!("a: {}\r\n", "b".repeat(MAX_HEAD - 30)), Ok((false, NONE)));
         check(format!("a: {}\r\n", "b".repeat(MAX_HEAD)), Err(494));
         let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(MAX_REQUEST_LINE));
         assert_eq!(judge(long.as_bytes()), Err(LINE_TOO_LONG));

@@ -26,7 +26,7 @@ pub struct Format {
 enum Part {
     Text(Box<[u8]>),
     Var(Var),
-    /// `$pipe`: whether the request was pipelined; Pingora does not pipeline.
+    /// `$pipe`: whether the request was pipelined, which nobody notes.
     Pipe,
 }
 

@@ -11,14 +11,16 @@ use std::{any::Any, io::Cursor, time::Duration};
 use bytes::{Bytes, BytesMut};
 use http::{Version, header};
 use pingora::{
-    Error, ErrorType, OrErr, Result,
+    Error, ErrorType, Result,
     http::RequestHeader,
-    protocols::http::{ServerSession, v1::server::HttpSession as SessionV1},
+    protocols::{
+        Stream,
+        http::{ServerSession, v1::server::HttpSession as SessionV1},
+    },
 };
 use pingora_proxy::Session;
 
-use super::{exchange::Exchange, replay::Replay, reply::Reply, request::RequestCtx};
-use crate::net::chunked::Chunks;
+use super::{exchange::Exchange, reply::Reply, request::RequestCtx, source::Source};
 
 /// Pingora's replay buffer, in bytes (`BODY_BUF_LIMIT`); also the largest piece one read returns.
 const REPLAY_LIMIT: usize = 64 * 1024;
@@ -222,42 +224,9 @@ async fn put_back(session: &mut Session, body: Bytes) -> Result<()> {
 
     let mut old = take_out(session)?;
     let kept = Kept::of(&mut old);
-    let input = Replay::new(body, old.into_inner());
-    begin_again(session, &head, input, kept).await
-}
-
-/// Lets the chunked body of an HTTP/1 request come only as long as it has one meaning; the framework takes lines that
-/// others refuse or read differently (RFC 9112 §11.2).
-///
-/// # Errors
-/// A 400 reply when what has come already is malformed.
-pub async fn check_chunks(session: &mut Session) -> Result<(), Reply> {
-    let checked = checked(session).await;
-    checked.map_err(|e| Reply::status(400).because(format!("chunked body: {e}")))
-}
-
-async fn checked(session: &mut Session) -> Result<()> {
-    let head = session.req_header().clone();
-    let mut old = take_out(session)?;
-    let kept = Kept::of(&mut old);
-    // The framework gives back what it has read of the connection only when it believes it to be another request's.
-    old.req_header_mut().remove_header(&header::TRANSFER_ENCODING);
-    // Nor when this request is to be the last one.
-    old.req_header_mut().remove_header(&header::CONNECTION);
-    old.set_keepalive_reuses_remaining(None);
-    old.set_pipelining_enabled(true);
-    old.set_server_keepalive(Some(0));
-    let Some(reused) = old.reuse().await? else {
-        // What is answered now reaches nobody, but there has to be a request that it answers.
-        let nobody = Box::new(Cursor::new(Vec::<u8>::new()));
-        begin_again(session, &head, Replay::new(Bytes::new(), nobody), kept).await?;
-        return Error::e_explain(ErrorType::InternalError, "the connection is gone");
-    };
-    let (connection, first) = reused.into_parts();
-    let first = first.unwrap_or_default().freeze();
-    let outcome = Chunks::default().check(&first);
-    begin_again(session, &head, Replay::checked(first, connection), kept).await?;
-    outcome.or_err(ErrorType::InvalidHTTPHeader, "refused")
+    let mut source = Source::of(old.into_inner());
+    source.again(body);
+    begin_again(session, &head, source, kept).await
 }
 
 /// The session of an HTTP/1 connection; an empty one stands in for it.
@@ -270,8 +239,8 @@ fn take_out(session: &mut Session) -> Result<SessionV1> {
 }
 
 /// Makes a session that reads the head and then `input`.
-async fn begin_again(session: &mut Session, head: &RequestHeader, input: Replay, kept: Kept) -> Result<()> {
-    let mut fresh = SessionV1::new(Box::new(input));
+async fn begin_again(session: &mut Session, head: &RequestHeader, input: Stream, kept: Kept) -> Result<()> {
+    let mut fresh = SessionV1::new(input);
     fresh.set_pipelined_prefix(wire(head));
     if fresh.read_request().await?.is_none() {
         return Error::e_explain(ErrorType::InternalError, "the request that was put back is gone");

@@ -18,8 +18,8 @@ pub mod lookup;
 pub mod meta;
 pub mod metrics;
 pub mod phases;
-mod replay;
 pub mod reply;
 pub mod request;
+pub mod source;
 #[cfg(test)]
 pub mod testing;

@@ -12,7 +12,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, LazyLock, OnceLock,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -30,7 +30,7 @@ use super::{
     Gateway,
     incoming::{self, Incoming, Refused},
 };
-use crate::{net::head::Facts, plugin::metrics::Metrics};
+use crate::plugin::{metrics::Metrics, source::Source};
 
 /// HTTP/2's preface (RFC 9113 §3.4). No method of HTTP/1 that anybody uses begins like this.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -73,14 +73,11 @@ impl Drop for Open<'_> {
 struct Connection {
     /// Since when it waits for its next request, in milliseconds since [`ZERO`].
     idle: AtomicU64,
-    /// What the head of the request that begins now says: [`CLAIMS`], [`CHUNKED`].
-    facts: AtomicU8,
+    /// Whether the request that begins now may have one of the headers that only the gateway writes.
+    claims: AtomicBool,
     /// Why the request that begins now is none; it is the last one.
     refused: OnceLock<Refused>,
 }
-
-const CLAIMS: u8 = 1;
-const CHUNKED: u8 = 2;
 
 /// Stands for no time: there is a request, or there was none yet, for which there is a timer of its own.
 const BUSY: u64 = u64::MAX;
@@ -97,8 +94,9 @@ tokio::task_local! {
 
 /// How a request begins.
 pub enum Begun {
-    /// As it should. `None`: nobody looked at its head, as in a stream of HTTP/2.
-    Well(Option<Facts>),
+    /// As it should. Whether the client may have sent one of the headers that only the gateway writes; `None`: nobody
+    /// looked, as in a stream of HTTP/2.
+    Well(Option<bool>),
     /// The connection is being closed this very moment, and the client must find that nothing was done.
     TooLate,
     /// It was no request.
@@ -121,7 +119,7 @@ fn since_zero(at: Instant) -> u64 {
 
 impl Connection {
     fn new() -> Self {
-        Self { idle: AtomicU64::new(BUSY), facts: AtomicU8::new(CLAIMS), refused: OnceLock::new() }
+        Self { idle: AtomicU64::new(BUSY), claims: AtomicBool::new(true), refused: OnceLock::new() }
     }
 
     fn begin(&self) -> Begun {
@@ -131,19 +129,15 @@ impl Connection {
                 Some(refused) => Begun::Refused(Box::new(refused.clone())),
                 None => Begun::Well(None),
             },
-            _ => {
-                let facts = self.facts.load(Ordering::Relaxed);
-                Begun::Well(Some(Facts { claims: facts & CLAIMS != 0, chunked: facts & CHUNKED != 0 }))
-            }
+            _ => Begun::Well(Some(self.claims.load(Ordering::Relaxed))),
         }
     }
 
     /// Tells the request that begins next what is known of it; what the framework reads.
     fn receive(&self, incoming: Incoming) -> BytesMut {
         match incoming {
-            Incoming::Request(head, facts) => {
-                let (claims, chunked) = (u8::from(facts.claims), u8::from(facts.chunked));
-                self.facts.store((claims * CLAIMS) | (chunked * CHUNKED), Ordering::Relaxed);
+            Incoming::Request(head, claims) => {
+                self.claims.store(claims, Ordering::Relaxed);
                 head
             }
             Incoming::Refused(stand_in, refused) => {
@@ -197,7 +191,7 @@ impl Front {
     }
 
     /// One request after another. Pingora's own loop would look for HTTP/2 again.
-    async fn requests(&self, connection: &Connection, mut stream: Stream, shutdown: &ShutdownWatch) {
+    async fn requests(&self, connection: &Connection, stream: Stream, shutdown: &ShutdownWatch) {
         let mut end = shutdown.clone();
         let mut end = pin!(async move {
             // Fails when nobody can say any more that the process ends.
@@ -205,15 +199,17 @@ impl Front {
         });
         // Until the first request decides, in `guard`.
         let keepalive = (!*shutdown.borrow()).then_some(self.patience.as_secs().max(1));
-        let first = incoming::head(&mut stream, end.as_mut(), &self.metrics);
+        let mut source = Source::new(stream);
+        let first = incoming::head(&mut source, end.as_mut(), &self.metrics);
         let Ok(Some(head)) = tokio::time::timeout(self.patience, first).await else { return };
-        let mut session = HttpSession::new_http1(stream);
+        let mut session = HttpSession::new_http1(source);
         session.set_keepalive(keepalive);
         read_first(&mut session, connection.receive(head));
         while let Some(reused) = self.proxy.process_new_http(session, shutdown).await {
-            let (mut stream, settings) = reused.consume();
-            let Some(head) = incoming::head(&mut stream, end.as_mut(), &self.metrics).await else { return };
-            session = HttpSession::new_http1(stream);
+            let (stream, settings) = reused.consume();
+            let mut source = Source::of(stream);
+            let Some(head) = incoming::head(&mut source, end.as_mut(), &self.metrics).await else { return };
+            session = HttpSession::new_http1(source);
             if let Some(settings) = settings {
                 settings.apply_to_session(&mut session);
             }
@@ -315,11 +311,10 @@ mod tests {
     #[tokio::test]
     async fn what_a_head_says_is_told() {
         let connection = Arc::new(Connection::new());
-        for (claims, chunked) in [(false, false), (true, false), (false, true), (true, true)] {
-            let facts = Facts { claims, chunked };
-            connection.receive(Incoming::Request(BytesMut::new(), facts));
+        for claims in [false, true] {
+            connection.receive(Incoming::Request(BytesMut::new(), claims));
             let begun = CONNECTION.scope(connection.clone(), async { begin() }).await;
-            assert!(matches!(begun, Begun::Well(Some(told)) if told == facts), "{facts:?}");
+            assert!(matches!(begun, Begun::Well(Some(told)) if told == claims));
         }
     }
 }

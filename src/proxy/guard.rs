@@ -14,11 +14,7 @@ use pingora_proxy::Session;
 
 use super::options::{Options, RealIp};
 use crate::{
-    net::{
-        escape::escape_uri_control_chars,
-        head::{self, Facts},
-        host, uri,
-    },
+    net::{escape::escape_uri_control_chars, head, host, uri},
     plugin::{reply::Reply, request::RequestCtx},
 };
 
@@ -28,8 +24,6 @@ pub struct Admitted {
     pub claims: bool,
     /// The host asked for.
     pub host: HostName,
-    /// Whether its body comes in chunks of HTTP/1.
-    pub chunked: bool,
 }
 
 /// The host in the Host header, without its port.
@@ -66,9 +60,9 @@ pub fn admit(
     session: &mut Session,
     ctx: &mut RequestCtx,
     options: &Options,
-    facts: Option<Facts>,
+    claims: Option<bool>,
 ) -> Result<Admitted, Reply> {
-    let admitted = inspect(session, ctx, options, facts);
+    let admitted = inspect(session, ctx, options, claims);
     match &admitted {
         Ok(_) => bound_connection(session, options),
         Err(_) => session.as_downstream_mut().set_keepalive(None),
@@ -83,25 +77,27 @@ pub fn refuse_connection(session: &mut Session, ctx: &mut RequestCtx, options: &
     session.as_downstream_mut().set_keepalive(None);
 }
 
-/// What the head's lines say, of a request that did not come through [`super::front`].
-fn look(session: &Session) -> Result<Facts, Reply> {
-    let Some(http1) = session.as_downstream().as_http1() else { return Ok(Facts::UNKNOWN) };
+/// Whether there may be headers that only the gateway writes, in a request that did not come through [`super::front`].
+fn look(session: &Session) -> Result<bool, Reply> {
+    let Some(http1) = session.as_downstream().as_http1() else { return Ok(true) };
     let judged = head::judge(&http1.get_headers_raw_bytes());
-    judged.map(|(facts, _)| facts).map_err(|refusal| Reply::status(refusal.status).because(refusal.reason))
+    judged
+        .map(|(facts, _)| facts.claims)
+        .map_err(|refusal| Reply::status(refusal.status).because(refusal.reason))
 }
 
 fn inspect(
     session: &mut Session,
     ctx: &mut RequestCtx,
     options: &Options,
-    facts: Option<Facts>,
+    claims: Option<bool>,
 ) -> Result<Admitted, Reply> {
-    let Facts { claims, chunked } = facts.map_or_else(|| look(session), Ok)?;
+    let claims = claims.map_or_else(|| look(session), Ok)?;
     addresses(session, ctx, options);
     let host = authority(session)?;
     path(session, ctx, options)?;
     body_size(session, options)?;
-    Ok(Admitted { claims, host, chunked })
+    Ok(Admitted { claims, host })
 }
 
 /// Slow peers are bounded, and whether the connection outlives the request is decided; [`super::front`] bounds how long.

@@ -21,14 +21,15 @@ use crate::{
         head::{self, Facts, MAX_HEAD, MAX_REQUEST_LINE},
         request_line::{self, Line, Refusal},
     },
-    plugin::metrics::Metrics,
+    plugin::{metrics::Metrics, source::Source},
 };
 
 /// What came in.
 #[derive(Debug)]
 pub enum Incoming {
-    /// A request, with what was read behind its head, and what the head says.
-    Request(BytesMut, Facts),
+    /// A request, with what was read of its body, and whether the client may have sent one of the headers that only
+    /// the gateway writes.
+    Request(BytesMut, bool),
     /// None; the bytes are of one that stands in for it.
     Refused(BytesMut, Box<Refused>),
 }
@@ -70,14 +71,23 @@ impl Drop for Reading<'_> {
 /// Reads a request's head, mends its first line and judges the others; `None` when the client, or this process, has
 /// gone before.
 pub async fn head(
-    stream: &mut Stream,
+    source: &mut Source,
     mut end: Pin<&mut (dyn Future<Output = ()> + Send)>,
     metrics: &Metrics,
 ) -> Option<Incoming> {
-    let mut input = BytesMut::with_capacity(ROOM);
+    let (mut input, stream) = source.upcoming();
     let mut reading = None;
     let mut progress = Progress::Begins;
     loop {
+        if !input.is_empty() {
+            match progress.on(&mut input) {
+                Ok(Some((facts, length))) => return Some(begun(source, input, facts, length)),
+                Ok(None) => {}
+                Err(why) => return Some(refused(stream, input, why).await),
+            }
+            reading.get_or_insert_with(|| Reading::new(metrics));
+        }
+        input.reserve(ROOM);
         tokio::select! {
             biased;
             read = stream.read_buf(&mut input) => {
@@ -87,12 +97,17 @@ pub async fn head(
             }
             () = &mut end => return None,
         }
-        match progress.on(&mut input) {
-            Ok(Some(facts)) => return Some(Incoming::Request(input, facts)),
-            Ok(None) => {}
-            Err(why) => return Some(refused(stream, input, why).await),
+    }
+}
+
+fn begun(source: &mut Source, mut input: BytesMut, facts: Facts, head: usize) -> Incoming {
+    match source.begin(&mut input, head, facts.framing) {
+        Ok(()) => Incoming::Request(input, facts.claims),
+        Err(_) => {
+            let why = Refusal { status: 400, reason: "malformed chunked body" };
+            let line = first(&input).into();
+            Incoming::Refused(stand_in(&input[..head]), Box::new(Refused { why, line }))
         }
-        reading.get_or_insert_with(|| Reading::new(metrics));
     }
 }
 
@@ -107,7 +122,7 @@ enum Progress {
 
 impl Progress {
     /// Looks at what has come. `Ok(None)`: more is to come.
-    fn on(&mut self, input: &mut BytesMut) -> Result<Option<Facts>, Refusal> {
+    fn on(&mut self, input: &mut BytesMut) -> Result<Option<(Facts, usize)>, Refusal> {
         if let Self::Begins = self {
             let Some(is_origin) = first_line(input)? else { return Ok(None) };
             *self = Self::Lines { searched: 0, is_origin };
@@ -121,7 +136,7 @@ impl Progress {
         if !*is_origin {
             one_authority(&input[..length])?;
         }
-        Ok(Some(facts))
+        Ok(Some((facts, length)))
     }
 }
 
@@ -257,7 +272,7 @@ mod tests {
     fn receive(runtime: &Runtime, input: &[u8]) -> Option<Incoming> {
         let metrics = Metrics::new(prometheus::Registry::new());
         let never = std::pin::pin!(std::future::pending());
-        runtime.block_on(head(&mut stream(input), never, &metrics))
+        runtime.block_on(head(&mut Source::new(stream(input)), never, &metrics))
     }
 
     #[track_caller]

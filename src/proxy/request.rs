@@ -15,7 +15,7 @@ use super::{
     respond, upstream,
 };
 use crate::{
-    net::{head::Facts, lossless},
+    net::lossless,
     plugin::{
         body,
         chain::Chain,
@@ -69,20 +69,13 @@ async fn run(
     session: &mut Session,
     ctx: &mut Ctx,
     snapshot: &Arc<Snapshot>,
-    facts: Option<Facts>,
+    claims: Option<bool>,
 ) -> Flow {
     ctx.request.body_limit = gateway.options.max_buffered_body;
-    let admitted = match guard::admit(session, &mut ctx.request, &gateway.options, facts) {
+    let admitted = match guard::admit(session, &mut ctx.request, &gateway.options, claims) {
         Ok(admitted) => admitted,
         Err(reply) => return reply.into(),
     };
-    if admitted.chunked {
-        // Boxed: other requests do not carry its state.
-        if let Err(reply) = Box::pin(body::check_chunks(session)).await {
-            session.as_downstream_mut().set_keepalive(None);
-            return reply.into();
-        }
-    }
     guard::sanitize(session, &ctx.request, &gateway.options, admitted.claims);
     let rule = match find(gateway, session, ctx, snapshot, &admitted.host).await {
         ControlFlow::Continue(rule) => rule,

@@ -147,7 +147,7 @@ pub(super) fn described(error: &Error) -> String {
     }
 }
 
-/// Whether a chunked body broke off because it had no single meaning; see [`crate::plugin::replay`].
+/// Whether a chunked body broke off because it had no single meaning; see [`crate::plugin::source`].
 fn is_ambiguous(error: &Error) -> bool {
     let cause = error.root_cause().downcast_ref::<std::io::Error>();
     cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)

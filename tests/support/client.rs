@@ -145,6 +145,12 @@ impl Connection {
         self
     }
 
+    /// For sending while responses are read.
+    #[track_caller]
+    pub fn writer(&self) -> TcpStream {
+        self.input.get_ref().try_clone().expect("a second handle")
+    }
+
     /// Sends a request and reads its response.
     #[track_caller]
     pub fn exchange(&mut self, request: &Request) -> Response {
