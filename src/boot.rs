@@ -53,7 +53,7 @@ use crate::{
     admin::{self, Admin},
     builtin::{
         self, Enabled,
-        shared::{batch, ext_plugin, http_call},
+        shared::{batch, ext_plugin},
     },
     cli::banner,
     control::Control,
@@ -85,6 +85,7 @@ use crate::{
     },
     snapshot::{compile::Env, router::Mode},
     store::{Event, FileStore, Watch},
+    trust,
     upstream::{
         conf::{ChecksSwitch, KeepaliveConf, TimeoutConf, UpstreamDefaults},
         health::probe::Probes,
@@ -367,6 +368,8 @@ fn server_conf(settings: &Settings) -> ServerConf {
     // Pingora's pool is per process; smaller than the concurrency it costs a quarter of the throughput.
     conf.upstream_keepalive_pool_size = settings.nginx_config.http.upstream.keepalive.max(64) * conf.threads;
     conf.max_retries = MAX_TRIES;
+    // Read by the framework, which would panic: `environment` read it before.
+    conf.ca_file = trusted(settings).map(|file| file.display().to_string());
     conf
 }
 
@@ -379,12 +382,15 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// More tries than any upstream has nodes worth trying; Pingora's own bound.
 const MAX_TRIES: usize = 64;
 
+/// The file of the authorities that are trusted instead of the system's.
+fn trusted(settings: &Settings) -> Option<PathBuf> {
+    let file = settings.apisix.ssl.ssl_trusted_certificate.as_str();
+    (file != "system").then(|| settings.resolve(Path::new(file)))
+}
+
 fn environment(settings: &Settings) -> Result<Env> {
-    let trusted = settings.apisix.ssl.ssl_trusted_certificate.as_str();
-    if trusted != "system" {
-        // Before any plugin is compiled: clients of plugins that exist already would not follow.
-        http_call::trust(&settings.resolve(Path::new(trusted)))
-            .map_err(|e| anyhow!("apisix.ssl.ssl_trusted_certificate: {e}"))?;
+    if let Some(file) = trusted(settings) {
+        trust::only(&file).map_err(|e| anyhow!("apisix.ssl.ssl_trusted_certificate: {e}"))?;
     }
     let registry = Enabled::new(settings.plugins.as_deref(), attributes(settings));
     let compat = settings.portcullis.compat;

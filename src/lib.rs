@@ -15,6 +15,7 @@ pub mod secret;
 
 pub mod ext_plugin;
 pub mod store;
+pub mod trust;
 pub mod upstream;
 
 pub mod plugin;

@@ -20,6 +20,7 @@ mod pipelining;
 mod plugins;
 mod process;
 mod routing;
+mod secure_upstream;
 mod store;
 mod tidy;
 mod upstream;

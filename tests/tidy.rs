@@ -13,7 +13,7 @@ use std::{
 /// on a floor do not know each other.
 const FLOORS: &[(&[&str], &str)] = &[
     (&["yaml", "net", "schema", "compat"], "texts, addresses and rules: they know nothing of a gateway"),
-    (&["vars", "settings"], "what requests and config.yaml are asked for"),
+    (&["vars", "settings", "trust"], "what requests and config.yaml are asked for; whom connections believe"),
     (&["resource", "secret"], "what users write"),
     (
         &["store", "upstream", "ext_plugin"],

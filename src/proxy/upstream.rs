@@ -36,6 +36,9 @@ pub async fn choose(session: &mut Session, ctx: &mut Ctx, snapshot: &Snapshot, r
         Ok(upstream) => upstream,
         Err(reply) => return reply.into(),
     };
+    if let Some(fault) = upstream.fault() {
+        return Reply::status(fault.status).because(fault.reason.clone()).into();
+    }
     if upstream.has_names() {
         upstream.ready().await;
     }

@@ -195,11 +195,16 @@ fn secrets_in(env: &Env, def: &PluginDef, conf: &Value) -> BTreeSet<SecretRef> {
             keyring.decrypt_fields(conf.to_mut(), fields);
         }
     }
+    managed(&conf)
+}
+
+/// The values of secret managers that a configuration names in clear.
+pub fn managed(conf: &Value) -> BTreeSet<SecretRef> {
     let secret = |reference| match reference {
         Reference::Secret(secret) => Some(secret),
         Reference::Env { .. } => None,
     };
-    secret::references(&conf).into_iter().filter_map(secret).collect()
+    secret::references(conf).into_iter().filter_map(secret).collect()
 }
 
 /// What a step is compiled from: equal sources make equal steps. Secrets are in it by version, not by value.

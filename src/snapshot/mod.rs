@@ -4,6 +4,7 @@
 //! change. Start with [`workspace`], which derives one from the other.
 //! Invariant: nothing in a snapshot is ever changed but counters inside plugins and upstreams.
 
+pub mod client_certs;
 pub mod compile;
 pub mod consumers;
 pub mod judge;

@@ -2,14 +2,14 @@
 
 use std::{net::SocketAddrV4, sync::Arc};
 
-use super::compile::Env;
+use super::{client_certs::ClientCerts, compile::Env};
 use crate::{
     resource::{self, node::Node},
     upstream::{
         Upstream,
         conf::{
-            ActiveConf, CheckKind, ChecksConf, HashOn, HealthyConf, KeepaliveConf, Kind, NodeConf, PassHost,
-            PassiveConf, Scheme, TimeoutConf, TlsConf, UnhealthyConf, UpstreamConf,
+            ActiveConf, CheckKind, ChecksConf, ClientCert, HashOn, HealthyConf, KeepaliveConf, Kind,
+            NodeConf, PassHost, PassiveConf, Scheme, TimeoutConf, TlsConf, UnhealthyConf, UpstreamConf,
         },
     },
 };
@@ -20,22 +20,24 @@ use crate::{
 /// What is wrong with it, in APISIX's words where it has them.
 pub fn compile(
     env: &Env,
+    certs: &ClientCerts,
     stored: &resource::Upstream,
     old: Option<&Arc<Upstream>>,
 ) -> Result<Arc<Upstream>, String> {
-    let conf = conf(env, stored)?;
+    let conf = conf(env, certs, stored)?;
     Ok(Arc::new(Upstream::recompile(&conf, &env.upstream, old.map(|old| &**old))?))
 }
 
-/// Whether an upstream would compile.
+/// Whether an upstream would compile; whether there is a certificate with its `tls.client_cert_id` is for others to
+/// say.
 ///
 /// # Errors
 /// As [`compile`].
 pub fn check(env: &Env, stored: &resource::Upstream) -> Result<(), String> {
-    compile(env, stored, None).map(drop)
+    compile(env, &ClientCerts::default(), stored, None).map(drop)
 }
 
-fn conf(env: &Env, stored: &resource::Upstream) -> Result<UpstreamConf, String> {
+fn conf(env: &Env, certs: &ClientCerts, stored: &resource::Upstream) -> Result<UpstreamConf, String> {
     if let Some(kind) = &stored.discovery_type {
         return Err(format!("discovery_type {kind} is not supported yet: list the servers under nodes"));
     }
@@ -60,7 +62,7 @@ fn conf(env: &Env, stored: &resource::Upstream) -> Result<UpstreamConf, String> 
         },
         upstream_host: stored.upstream_host.clone(),
         scheme: scheme(stored.scheme)?,
-        tls: stored.tls.as_ref().map(|tls| self::tls(env, tls)).transpose()?,
+        tls: stored.tls.as_ref().map(|tls| self::tls(env, certs, tls)),
         keepalive_pool: stored.keepalive_pool.as_ref().map(|pool| KeepaliveConf {
             size: pool.size,
             idle_timeout: pool.idle_timeout,
@@ -108,17 +110,15 @@ fn scheme(stored: resource::Scheme) -> Result<Scheme, String> {
     }
 }
 
-fn tls(env: &Env, stored: &resource::UpstreamTls) -> Result<TlsConf, String> {
-    if stored.client_cert_id.is_some() {
-        return Err("tls.client_cert_id is not supported yet: write client_cert and client_key".into());
-    }
+fn tls(env: &Env, certs: &ClientCerts, stored: &resource::UpstreamTls) -> TlsConf {
     let decrypted =
         |key: &String| env.keyring.as_ref().and_then(|ring| ring.decrypt(key)).unwrap_or_else(|| key.clone());
-    Ok(TlsConf {
-        client_cert: stored.client_cert.clone(),
-        client_key: stored.client_key.as_ref().map(decrypted),
-        verify: stored.verify,
-    })
+    let client = match (&stored.client_cert_id, &stored.client_cert, &stored.client_key) {
+        (Some(id), ..) => certs.get(&id.0),
+        (None, Some(cert), Some(key)) => ClientCert::Pair { cert: cert.clone(), key: decrypted(key) },
+        _ => ClientCert::None,
+    };
+    TlsConf { client, verify: stored.verify }
 }
 
 fn checks(stored: &resource::HealthChecks) -> ChecksConf {

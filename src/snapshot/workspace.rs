@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::{
     Fault, Route, RouteUpstream, Snapshot,
+    client_certs::ClientCerts,
     compile::{self, Env},
     consumers::{self, Claimed},
     judge,
@@ -48,8 +49,10 @@ pub struct Workspace {
     rules: HashMap<Arc<str>, Arc<Rule<Route>>>,
     /// Upstreams with health checks, by the resource that they are written into: few among many.
     checked: BTreeMap<Key, Arc<Upstream>>,
-    /// Routes by the service or plugin config they name.
-    users: HashMap<Key, HashSet<Arc<str>>>,
+    client_certs: ClientCerts,
+    /// Who is compiled with what: routes by the service or plugin config they name, and all that have an upstream by the
+    /// ssl resource it names.
+    users: HashMap<Key, HashSet<Key>>,
     claimed: Claimed,
     /// Resources by the values of secret managers that they need, and the other way round.
     secret_users: HashMap<SecretRef, HashSet<Key>>,
@@ -64,7 +67,7 @@ struct Raw {
     modified: u64,
     /// Position among the resources of its kind: APISIX's last tie-break between routes.
     order: u64,
-    /// What this resource names: its service and plugin config.
+    /// What this resource is compiled with: see `Workspace::users`.
     names: Vec<Key>,
 }
 
@@ -80,6 +83,7 @@ impl Workspace {
             service_upstreams: HashMap::new(),
             rules: HashMap::new(),
             checked: BTreeMap::new(),
+            client_certs: ClientCerts::default(),
             users: HashMap::new(),
             claimed: HashMap::new(),
             secret_users: HashMap::new(),
@@ -208,7 +212,7 @@ impl Workspace {
     fn forget_users(&mut self, key: &Key, names: &[Key]) {
         for name in names {
             if let Some(users) = self.users.get_mut(name) {
-                users.remove(key.id());
+                users.remove(key);
             }
         }
     }
@@ -250,14 +254,14 @@ impl Workspace {
             dirty.extend(self.raw.keys().cloned());
             return;
         }
-        let users: Vec<Key> = dirty
-            .iter()
-            .filter_map(|key| self.users.get(key))
-            .flatten()
-            .map(|route| Key::new(Kind::Route, route.clone()))
-            .collect();
         let credentials = self.credentials_of_changed(dirty);
-        dirty.extend(users);
+        let mut changed: Vec<Key> =
+            dirty.iter().filter(|key| self.users.contains_key(*key)).cloned().collect();
+        while let Some(users) = changed.pop().map(|key| self.users.get(&key)) {
+            // Their users as well: a certificate reaches routes through their services.
+            let users = users.into_iter().flatten().filter(|user| dirty.insert((*user).clone()));
+            changed.extend(users.cloned());
+        }
         dirty.extend(credentials);
     }
 
@@ -284,8 +288,7 @@ impl Workspace {
             return self.route(key, stored.as_deref());
         }
         let value = stored.map(|text| serde_json::from_str::<Value>(&text)).transpose().map_err(text)?;
-        let plugins = value.as_ref().and_then(|value| value.get("plugins"));
-        self.note_secrets(key, plugins.and_then(Value::as_object));
+        self.note_secrets(key, value.as_ref().map(|value| self.secrets_of(key, value)).unwrap_or_default());
         match key.kind() {
             Kind::Service => self.service(key, value),
             Kind::Upstream => self.upstream(key, value),
@@ -304,11 +307,26 @@ impl Workspace {
                 };
                 Ok(())
             }
-            Kind::Route | Kind::Ssl | Kind::Proto | Kind::StreamRoute => Ok(()),
+            Kind::Ssl => match value {
+                Some(value) => self.client_certs.put(&self.env, key.shared_id(), &value),
+                None => {
+                    self.client_certs.remove(key.id());
+                    Ok(())
+                }
+            },
+            Kind::Route | Kind::Proto | Kind::StreamRoute => Ok(()),
         }
     }
 
-    fn note_secrets(&mut self, key: &Key, plugins: Option<&Plugins>) {
+    fn secrets_of(&self, key: &Key, value: &Value) -> BTreeSet<SecretRef> {
+        match (key.kind(), value.get("plugins")) {
+            (Kind::Ssl, _) => compile::managed(value),
+            (_, Some(Value::Object(plugins))) => compile::secrets_of(&self.env, plugins),
+            _ => BTreeSet::new(),
+        }
+    }
+
+    fn note_secrets(&mut self, key: &Key, needed: BTreeSet<SecretRef>) {
         for secret in self.secrets.remove(key).unwrap_or_default() {
             if let Some(users) = self.secret_users.get_mut(&secret) {
                 users.remove(key);
@@ -317,7 +335,6 @@ impl Workspace {
                 }
             }
         }
-        let needed = plugins.map(|plugins| compile::secrets_of(&self.env, plugins)).unwrap_or_default();
         if needed.is_empty() {
             return;
         }
@@ -360,13 +377,15 @@ impl Workspace {
         self.plugins_of(key, value.as_ref())?;
         let service =
             value.map(|value| resource::parse::<resource::Service>(&value)).transpose().map_err(text)?;
+        let own = service.as_ref().and_then(|service| service.upstream.as_ref());
+        self.note_names(key, certificate(own).into_iter().collect());
         let Some(conf) = service.and_then(|service| service.upstream) else {
             self.service_upstreams.remove(key.id());
             self.note_checks(key, None);
             return Ok(());
         };
         let old = self.service_upstreams.get(key.id());
-        let upstream = upstreams::compile(&self.env, &conf, old)?;
+        let upstream = upstreams::compile(&self.env, &self.client_certs, &conf, old)?;
         self.note_checks(key, Some(upstream.clone()));
         self.service_upstreams.insert(key.shared_id(), upstream);
         Ok(())
@@ -379,7 +398,9 @@ impl Workspace {
             return Ok(());
         };
         let conf = resource::parse::<resource::Upstream>(&value).map_err(text)?;
-        let upstream = upstreams::compile(&self.env, &conf, self.snapshot.upstreams.get(key.id()))?;
+        self.note_names(key, certificate(Some(&conf)).into_iter().collect());
+        let old = self.snapshot.upstreams.get(key.id());
+        let upstream = upstreams::compile(&self.env, &self.client_certs, &conf, old)?;
         self.note_checks(key, Some(upstream.clone()));
         self.snapshot.upstreams.insert(key.shared_id(), upstream);
         Ok(())
@@ -480,13 +501,17 @@ impl Workspace {
             if let Some(rule) = self.rules.remove(key.id()) {
                 self.snapshot.router.remove(&rule);
             }
-            self.note_secrets(key, None);
+            self.note_secrets(key, BTreeSet::new());
             self.note_checks(key, None);
             return Ok(());
         };
         let conf = resource::read::<resource::Route>(stored).map_err(text)?;
-        self.note_secrets(key, Some(&conf.plugins));
-        self.note_names(key, &conf);
+        self.note_secrets(key, compile::secrets_of(&self.env, &conf.plugins));
+        let service = conf.service_id.as_ref().map(|id| Key::new(Kind::Service, id.0.clone()));
+        let plugin_config =
+            conf.plugin_config_id.as_ref().map(|id| Key::new(Kind::PluginConfig, id.0.clone()));
+        let named = [service, plugin_config, certificate(conf.upstream.as_ref())];
+        self.note_names(key, named.into_iter().flatten().collect());
         let has_upstream = conf.upstream.is_some() && conf.upstream_id.is_none();
         let rule = if conf.status == 0 { None } else { Some(self.rule(key, conf)?) };
         if let Some(old) = self.rules.remove(key.id()) {
@@ -505,13 +530,9 @@ impl Workspace {
         Ok(())
     }
 
-    fn note_names(&mut self, key: &Key, conf: &resource::Route) {
-        let service = conf.service_id.as_ref().map(|id| Key::new(Kind::Service, id.0.clone()));
-        let plugin_config =
-            conf.plugin_config_id.as_ref().map(|id| Key::new(Kind::PluginConfig, id.0.clone()));
-        let names: Vec<Key> = service.into_iter().chain(plugin_config).collect();
+    fn note_names(&mut self, key: &Key, names: Vec<Key>) {
         for name in &names {
-            self.users.entry(name.clone()).or_default().insert(key.shared_id());
+            self.users.entry(name.clone()).or_default().insert(key.clone());
         }
         if let Some(raw) = self.raw.get_mut(key) {
             raw.names = names;
@@ -635,7 +656,8 @@ impl Workspace {
                 Some(RouteUpstream::Inline(upstream)) => Some(upstream),
                 _ => None,
             };
-            return Ok(RouteUpstream::Inline(upstreams::compile(&self.env, upstream, old)?));
+            let upstream = upstreams::compile(&self.env, &self.client_certs, upstream, old)?;
+            return Ok(RouteUpstream::Inline(upstream));
         }
         let Some(service) = service else { return Ok(RouteUpstream::None) };
         if let Some(id) = &service.upstream_id {
@@ -672,6 +694,12 @@ pub fn check(env: &Env, key: &Key, value: &Value) -> Result<(), String> {
         Kind::Upstream => upstreams::check(env, &resource::parse::<resource::Upstream>(value).map_err(text)?),
         _ => Ok(()),
     }
+}
+
+/// The ssl resource that an upstream shows to its nodes.
+fn certificate(upstream: Option<&resource::Upstream>) -> Option<Key> {
+    let id = upstream?.tls.as_ref()?.client_cert_id.as_ref()?;
+    Some(Key::new(Kind::Ssl, id.0.clone()))
 }
 
 fn condition(conf: &resource::Route) -> Result<Option<Box<Expr>>, String> {

@@ -155,23 +155,44 @@ impl Default for TimeoutConf {
 }
 
 /// Client certificate and verification.
-#[derive(Clone, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TlsConf {
-    /// Our certificate chain for the node, PEM.
-    pub client_cert: Option<String>,
-    /// Its private key, PEM.
-    pub client_key: Option<String>,
+    /// What we show to the node.
+    pub client: ClientCert,
     /// Verify the node's certificate and name.
     pub verify: bool,
 }
 
-impl fmt::Debug for TlsConf {
+/// What a client shows of itself in a TLS handshake.
+#[derive(Clone, Default, PartialEq)]
+pub enum ClientCert {
+    /// Nothing.
+    #[default]
+    None,
+    /// A certificate.
+    Pair {
+        /// The certificate and its chain, PEM.
+        cert: String,
+        /// Its private key, PEM.
+        key: String,
+    },
+    /// One that is not to be had: requests fail.
+    Missing {
+        /// The status that they are answered with.
+        status: u16,
+        /// Why, for the log.
+        reason: String,
+    },
+}
+
+// By hand: a derived one would print the key.
+impl fmt::Debug for ClientCert {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsConf")
-            .field("client_cert", &self.client_cert)
-            .field("client_key", &self.client_key.as_ref().map(|_| "***"))
-            .field("verify", &self.verify)
-            .finish()
+        match self {
+            Self::None => f.write_str("None"),
+            Self::Pair { cert, .. } => f.debug_struct("Pair").field("cert", cert).finish_non_exhaustive(),
+            Self::Missing { reason, .. } => f.debug_tuple("Missing").field(reason).finish(),
+        }
     }
 }
 
@@ -381,7 +402,8 @@ mod tests {
 
     #[test]
     fn debug_hides_the_key() {
-        let tls = TlsConf { client_key: Some("s3cret".to_owned()), ..TlsConf::default() };
+        let client = ClientCert::Pair { cert: "public".to_owned(), key: "s3cret".to_owned() };
+        let tls = TlsConf { client, verify: false };
         assert!(!format!("{tls:?}").contains("s3cret"));
     }
 }

@@ -42,7 +42,7 @@ use self::{
 };
 pub use self::{
     node::Node,
-    peer::PeerOverride,
+    peer::{PeerFault, PeerOverride, certificate},
     selection::{Failure, Retry, Selection},
 };
 
@@ -219,6 +219,11 @@ impl Upstream {
         if let Some(checker) = &self.checker {
             checker.finished(self.node(&picked), status);
         }
+    }
+
+    /// Why no request can be served, if so: there is no client certificate to show.
+    pub fn fault(&self) -> Option<&PeerFault> {
+        self.template.fault()
     }
 
     /// The peer to connect to. `host` is the `Host` sent to the node, from [`Upstream::host`] or a plugin.

@@ -20,7 +20,7 @@ use pingora::{
 };
 
 use super::{
-    conf::{KeepaliveConf, Scheme, TimeoutConf, TlsConf, UpstreamConf, UpstreamDefaults, seconds},
+    conf::{ClientCert, KeepaliveConf, Scheme, TimeoutConf, UpstreamConf, UpstreamDefaults, seconds},
     node::parse_ip,
     upgrade,
 };
@@ -45,6 +45,16 @@ pub(super) struct PeerTemplate {
     keepalive: KeepaliveConf,
     /// Kept for requests that change to a TLS scheme.
     client: Option<Arc<CertKey>>,
+    /// Why there can be no peer.
+    fault: Option<PeerFault>,
+}
+
+/// What is answered where there can be no peer.
+pub struct PeerFault {
+    /// The status for the client.
+    pub status: u16,
+    /// The reason for the log.
+    pub reason: String,
 }
 
 /// All that tells two templates without TLS settings of their own apart.
@@ -102,7 +112,13 @@ impl PeerTemplate {
     fn compile(conf: &UpstreamConf, defaults: &UpstreamDefaults) -> Result<PeerTemplate, String> {
         let timeout = conf.timeout.unwrap_or(defaults.timeout);
         let keepalive = conf.keepalive_pool.unwrap_or(defaults.keepalive);
-        let client = conf.tls.as_ref().map(client_cert).transpose()?.flatten();
+        let (client, fault) = match conf.tls.as_ref().map(|tls| &tls.client) {
+            None | Some(ClientCert::None) => (None, None),
+            Some(ClientCert::Pair { cert, key }) => (Some(certificate(cert, key)?), None),
+            Some(ClientCert::Missing { status, reason }) => {
+                (None, Some(PeerFault { status: *status, reason: reason.clone() }))
+            }
+        };
         let placeholder = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut peer = HttpPeer::new(placeholder, false, String::new());
         let verify = conf.tls.as_ref().is_some_and(|tls| tls.verify);
@@ -110,11 +126,16 @@ impl PeerTemplate {
         peer.options.verify_hostname = verify;
         peer.options.idle_timeout = Some(seconds(keepalive.idle_timeout));
         set_timeouts(&mut peer, &timeout);
-        let mut template = PeerTemplate { peer, keepalive, client };
+        let mut template = PeerTemplate { peer, keepalive, client, fault };
         let mut peer = template.peer.clone();
         template.set_scheme(&mut peer, conf.scheme);
         template.peer = peer;
         Ok(template)
+    }
+
+    /// Why there can be no peer, if so.
+    pub(super) fn fault(&self) -> Option<&PeerFault> {
+        self.fault.as_ref()
     }
 
     /// `host` is the `Host` sent; its name is the TLS server name (APISIX: proxy_ssl_name).
@@ -128,7 +149,7 @@ impl PeerTemplate {
             set_timeouts(&mut peer, timeout);
         }
         if peer.is_tls() {
-            server_name(host).clone_into(&mut peer.sni);
+            peer.sni = tls_name(host, peer.options.verify_cert, addr);
         }
         if wanted.upgrade {
             upgrade::prepare(&mut peer);
@@ -163,6 +184,18 @@ fn set_timeouts(peer: &mut HttpPeer, timeout: &TimeoutConf) {
     peer.options.read_timeout = Some(seconds(timeout.read));
 }
 
+/// The name that is sent and verified; empty: none.
+///
+/// Without one the framework verifies nothing at all. So where the certificate counts an address stands for its own
+/// name: it is not sent (rust-openssl leaves addresses out), and no certificate is for it, as in nginx. A client that
+/// chooses `Host` could switch verification off otherwise.
+fn tls_name(host: &str, verified: bool, addr: SocketAddr) -> String {
+    match server_name(host) {
+        "" if verified => addr.ip().to_string(),
+        name => name.to_owned(),
+    }
+}
+
 /// The name for SNI: without its port, and none for an address (RFC 6066 section 3).
 fn server_name(host: &str) -> &str {
     let name = match host.rsplit_once(':') {
@@ -175,17 +208,17 @@ fn server_name(host: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
 }
 
-fn client_cert(tls: &TlsConf) -> Result<Option<Arc<CertKey>>, String> {
-    let (Some(cert), Some(key)) = (&tls.client_cert, &tls.client_key) else {
-        return Ok(None);
-    };
-    // APISIX: ssl.lua validate
+/// Reads a client certificate and its key, both in PEM.
+///
+/// # Errors
+/// One of them is none. APISIX: ssl.lua validate.
+pub fn certificate(cert: &str, key: &str) -> Result<Arc<CertKey>, String> {
     let chain = X509::stack_from_pem(cert.as_bytes()).map_err(|e| format!("failed to parse cert: {e}"))?;
     if chain.is_empty() {
         return Err("failed to parse cert: no certificate".to_owned());
     }
     let key = PKey::private_key_from_pem(key.as_bytes()).map_err(|e| format!("failed to parse key: {e}"))?;
-    Ok(Some(Arc::new(CertKey::new(chain, key))))
+    Ok(Arc::new(CertKey::new(chain, key)))
 }
 
 #[cfg(test)]
@@ -196,7 +229,7 @@ mod tests {
 
     use super::*;
     use crate::upstream::{
-        conf::{ChecksSwitch, NodeConf},
+        conf::{ChecksSwitch, NodeConf, TlsConf},
         resolve::{Resolver, ResolverConf},
     };
 
@@ -229,6 +262,20 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(server_name(host), want, "{host}");
+        }
+    }
+
+    #[test]
+    fn whom_a_certificate_must_be_for() {
+        for verify in [false, true] {
+            let tls = Some(TlsConf { verify, ..TlsConf::default() });
+            let template = template(&UpstreamConf { scheme: Scheme::Https, tls, ..UpstreamConf::default() });
+            let name = |host| template.peer(ADDR.into(), host, PeerOverride::default()).sni;
+            assert_eq!(name("a.com:8443"), "a.com");
+            // never nothing, which would switch verification off
+            for host in ["10.0.0.1", "10.0.0.1:443", "[::1]", ""] {
+                assert_eq!(name(host), if verify { "127.0.0.1" } else { "" }, "{host}");
+            }
         }
     }
 
@@ -299,8 +346,7 @@ mod tests {
     #[test]
     fn a_bad_client_certificate_is_refused() {
         let tls = |cert: &str| TlsConf {
-            client_cert: Some(cert.to_owned()),
-            client_key: Some("k".to_owned()),
+            client: ClientCert::Pair { cert: cert.to_owned(), key: "k".to_owned() },
             verify: false,
         };
         for cert in ["", "not a certificate"] {

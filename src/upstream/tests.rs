@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     conf::{
-        ActiveConf, CheckKind, ChecksConf, HashOn, HealthyConf, KeepaliveConf, NodeConf, PassiveConf,
-        TimeoutConf, TlsConf, UnhealthyConf,
+        ActiveConf, CheckKind, ChecksConf, ClientCert, HashOn, HealthyConf, KeepaliveConf, NodeConf,
+        PassiveConf, TimeoutConf, TlsConf, UnhealthyConf,
     },
     resolve::{Resolver, ResolverConf},
     *,
@@ -388,7 +388,8 @@ npTQOj/hfjqEw/a5QhIGJjv7KYLj1ZN4uJyGY4sInssbWuPhX3QOokCe\n\
 
 #[test]
 fn client_certificates_are_part_of_the_peer() {
-    let tls = TlsConf { client_cert: Some(CERT.to_owned()), client_key: Some(KEY.to_owned()), verify: true };
+    let client = ClientCert::Pair { cert: CERT.to_owned(), key: KEY.to_owned() };
+    let tls = TlsConf { client, verify: true };
     for (scheme, sent) in [(Scheme::Http, false), (Scheme::Https, true), (Scheme::Grpcs, true)] {
         let conf = UpstreamConf { scheme, tls: Some(tls.clone()), ..conf(Kind::RoundRobin, "127.0.0.1:1") };
         let upstream = upstream(&conf);

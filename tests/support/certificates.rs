@@ -1,4 +1,4 @@
-//! Certificates of the tests' own: an authority, and one of it for `localhost`.
+//! Certificates of the tests' own: an authority, one of it for `localhost`, and those of clients.
 
 use std::{fs, path::Path};
 
@@ -7,54 +7,38 @@ use super::tool;
 /// Makes `ca.pem`, and `server.pem` with `server.key`, in a directory.
 #[track_caller]
 pub fn make(home: &Path) {
-    let file =
-        |name: &str| home.join(name).to_str().expect("temporary directories have plain names").to_owned();
-    let openssl = |arguments: &[&str]| {
-        tool::stdout("openssl", arguments);
-    };
-    openssl(&[
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=Authority of the tests",
-        "-keyout",
-        &file("ca.key"),
-        "-out",
-        &file("ca.pem"),
-    ]);
-    openssl(&[
-        "req",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-subj",
-        "/CN=localhost",
-        "-keyout",
-        &file("server.key"),
-        "-out",
-        &file("server.csr"),
-    ]);
-    fs::write(home.join("names"), "subjectAltName=DNS:localhost\n").expect("it can be written");
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        &file("server.csr"),
-        "-CA",
-        &file("ca.pem"),
-        "-CAkey",
-        &file("ca.key"),
-        "-CAcreateserial",
-        "-days",
-        "2",
-        "-extfile",
-        &file("names"),
-        "-out",
-        &file("server.pem"),
-    ]);
+    let subject = "/CN=Authority of the tests";
+    let fixed = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", subject];
+    openssl(&[&fixed[..], &["-keyout", &file(home, "ca.key"), "-out", &file(home, "ca.pem")]].concat());
+    sign(home, "server", "localhost", "subjectAltName=DNS:localhost\n");
+}
+
+/// Makes a certificate of the authority in that directory for a client, and its key: both as text.
+#[track_caller]
+pub fn client(home: &Path, name: &str) -> [String; 2] {
+    sign(home, name, name, "extendedKeyUsage=clientAuth\n");
+    ["pem", "key"]
+        .map(|ending| fs::read_to_string(home.join(format!("{name}.{ending}"))).expect("it is there"))
+}
+
+/// Makes NAME.pem and NAME.key.
+#[track_caller]
+fn sign(home: &Path, name: &str, subject: &str, extensions: &str) {
+    let own = |ending: &str| file(home, &format!("{name}.{ending}"));
+    let subject = format!("/CN={subject}");
+    let request = ["req", "-newkey", "rsa:2048", "-nodes", "-subj", &subject];
+    openssl(&[&request[..], &["-keyout", &own("key"), "-out", &own("csr")]].concat());
+    fs::write(own("extensions"), extensions).expect("it can be written");
+    let authority = ["-CA", &file(home, "ca.pem"), "-CAkey", &file(home, "ca.key"), "-CAcreateserial"];
+    let rest = ["-days", "2", "-extfile", &own("extensions"), "-out", &own("pem")];
+    openssl(&[&["x509", "-req", "-in", &own("csr")][..], &authority, &rest].concat());
+}
+
+fn file(home: &Path, name: &str) -> String {
+    home.join(name).to_str().expect("temporary directories have plain names").to_owned()
+}
+
+#[track_caller]
+fn openssl(arguments: &[&str]) {
+    tool::stdout("openssl", arguments);
 }

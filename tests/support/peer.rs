@@ -38,7 +38,8 @@ impl Drop for Peer {
 /// A server behind TLS that speaks HTTP/1.1 and HTTP/2; see `tests/peers/secure/server.mjs`.
 pub struct SecureServer {
     _peer: Peer,
-    _home: TempDir,
+    /// Its certificates.
+    pub home: TempDir,
     /// Where it listens.
     pub port: u16,
 }
@@ -53,16 +54,33 @@ impl SecureServer {
         let arguments = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=up.test -keyout";
         let arguments: Vec<&str> = arguments.split(' ').chain([&*key, "-out", &*cert]).collect();
         super::tool::stdout("openssl", &arguments);
+        Self::run(home, &[&key, &cert])
+    }
+
+    /// Starts one whose certificate is of an authority of its own (`ca.pem` in its directory) for `localhost`. It asks
+    /// clients for certificates of that authority.
+    #[track_caller]
+    pub fn vouched_for() -> Self {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        certificates::make(home.path());
+        let files = ["server.key", "server.pem", "ca.pem"].map(|name| home.path().join(name));
+        let files =
+            files.each_ref().map(|file| file.to_str().expect("temporary directories have plain names"));
+        Self::run(home, &files)
+    }
+
+    #[track_caller]
+    fn run(home: TempDir, files: &[&str]) -> Self {
         let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/peers/secure/server.mjs");
         let mut command = Command::new("node");
-        command.arg(script).args([&key, &cert]).stdout(Stdio::piped());
+        command.arg(script).args(files).stdout(Stdio::piped());
         let mut peer = Peer::start(&mut command);
         let mut line = String::new();
         let output = peer.0.stdout.take().expect("it is a pipe");
         BufReader::new(output).read_line(&mut line).expect("its output can be read");
         let said: Value = serde_json::from_str(&line).expect("it says where it listens");
         let port = u16::try_from(said["port"].as_u64().expect("a port")).expect("a port");
-        Self { _peer: peer, _home: home, port }
+        Self { _peer: peer, home, port }
     }
 }
 

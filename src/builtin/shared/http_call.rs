@@ -13,13 +13,14 @@
 use std::{
     collections::HashMap,
     error::Error as _,
-    path::Path,
-    sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+
+use crate::trust;
 
 /// How a plugin's calls are made. [`Options::default`] has APISIX's usual values.
 #[derive(Clone, Debug)]
@@ -247,31 +248,6 @@ type Pool = reqwest::Client;
 // Locked while a configuration is compiled, never per request. Pools that no configuration holds go with the last one.
 static POOLS: LazyLock<Mutex<HashMap<PoolKey, Weak<Pool>>>> = LazyLock::new(Mutex::default);
 
-static TRUSTED: OnceLock<Vec<reqwest::Certificate>> = OnceLock::new();
-static TRUSTED_PEM: OnceLock<Vec<u8>> = OnceLock::new();
-
-/// Trusts these certificate authorities instead of the system's, from here on. Called before any plugin is compiled.
-///
-/// # Errors
-/// The file cannot be read or holds no certificate.
-pub fn trust(file: &Path) -> Result<(), String> {
-    let fault = |reason: String| format!("cannot read certificates from {}: {reason}", file.display());
-    let pem = std::fs::read(file).map_err(|error| fault(error.to_string()))?;
-    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| fault(deepest(error)))?;
-    if certificates.is_empty() {
-        return Err(fault("there is none".into()));
-    }
-    // A second call, as tests make it, changes nothing: pools that exist would not follow.
-    let _ = TRUSTED.set(certificates);
-    let _ = TRUSTED_PEM.set(pem);
-    Ok(())
-}
-
-/// The certificate authorities that are trusted instead of the system's, in PEM; for connections that are not HTTP.
-pub fn trusted() -> Option<&'static [u8]> {
-    TRUSTED_PEM.get().map(Vec::as_slice)
-}
-
 impl Client {
     /// Makes a client that shares its connections with all others of the same options.
     ///
@@ -347,8 +323,8 @@ impl PoolKey {
             Some(Keepalive { idle, pool }) => builder.pool_idle_timeout(*idle).pool_max_idle_per_host(*pool),
             None => builder.pool_max_idle_per_host(0),
         };
-        if let (true, Some(certificates)) = (self.verify, TRUSTED.get()) {
-            builder = builder.tls_certs_only(certificates.iter().cloned());
+        if let (true, Some(pem)) = (self.verify, trust::authorities()) {
+            builder = builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(pem).map_err(deepest)?);
         }
         if let Some(proxy) = &self.proxy {
             for proxy in proxy.each()? {

@@ -12,8 +12,13 @@ use std::{
 };
 
 use pingora::tls::{
+    error::ErrorStack,
     ssl::{SslConnector, SslMethod, SslVerifyMode},
     tokio_ssl::SslStream,
+    x509::{
+        X509,
+        store::{X509Store, X509StoreBuilder},
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -33,6 +38,7 @@ use super::{
     },
     Active, Checker, Count, report,
 };
+use crate::trust;
 
 /// No status line is longer.
 const STATUS_LINE_MOST: usize = 512;
@@ -99,11 +105,21 @@ impl Tls {
             return Ok(None);
         }
         let mut builder = SslConnector::builder(SslMethod::tls()).map_err(|e| e.to_string())?;
-        if !conf.https_verify_certificate {
-            builder.set_verify(SslVerifyMode::NONE);
+        match trust::authorities() {
+            _ if !conf.https_verify_certificate => builder.set_verify(SslVerifyMode::NONE),
+            Some(pem) => builder.set_cert_store(store_of(pem).map_err(|e| e.to_string())?),
+            None => {}
         }
         Ok(Some(Tls(builder.build())))
     }
+}
+
+fn store_of(pem: &[u8]) -> Result<X509Store, ErrorStack> {
+    let mut store = X509StoreBuilder::new()?;
+    for certificate in X509::stack_from_pem(pem)? {
+        store.add_cert(certificate)?;
+    }
+    Ok(store.build())
 }
 
 #[derive(Clone, Copy)]

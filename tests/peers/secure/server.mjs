@@ -1,13 +1,16 @@
-// A server behind TLS that speaks HTTP/1.1 and HTTP/2 and tells how often it was asked, over how many connections.
+// A server behind TLS that speaks HTTP/1.1 and HTTP/2 and tells how often it was asked, over how many connections, and
+// for what name. With a third argument, an authority, it asks clients for a certificate and tells whose came.
 import { readFileSync } from "node:fs";
 import { createSecureServer } from "node:http2";
 
-const [key, cert] = process.argv.slice(2).map((path) => readFileSync(path));
+const [key, cert, ca] = process.argv.slice(2).map((path) => readFileSync(path));
+const clients = ca && { ca, requestCert: true, rejectUnauthorized: false };
 let requests = 0;
 let connections = 0;
 
-const server = createSecureServer({ key, cert, allowHTTP1: true }, (request, response) => {
+const server = createSecureServer({ key, cert, ...clients, allowHTTP1: true }, (request, response) => {
   requests += 1;
+  const { authorized, servername } = request.socket;
   let length = 0;
   request.on("data", (piece) => {
     length += piece.length;
@@ -17,6 +20,8 @@ const server = createSecureServer({ key, cert, allowHTTP1: true }, (request, res
     response.setHeader("x-connections", connections);
     response.setHeader("x-protocol", request.httpVersion);
     response.setHeader("x-received", length);
+    response.setHeader("x-server-name", servername || "none");
+    response.setHeader("x-client", authorized ? request.socket.getPeerCertificate().subject.CN : "none");
     const status = Number(new URL(request.url, "http://a").searchParams.get("status") ?? 200);
     if (status === 204 || status === 304) {
       response.writeHead(status).end();
