@@ -512,6 +512,24 @@ fn active_checks_take_a_sick_node_out_and_back() {
 }
 
 #[test]
+fn passive_checks_hear_of_the_last_try() {
+    // APISIX: t/node/healthcheck-passive-resty-events.t
+    let drained = Upstream::named("drained");
+    let gateway = to(json!({
+        "type": "roundrobin", "retries": 0,
+        "nodes": {drained.node(): 0, dead(): 1},
+        "checks": {
+            "active": {"type": "tcp", "healthy": {"interval": 600}, "unhealthy": {"interval": 600}},
+            "passive": {"unhealthy": {"http_statuses": [502], "http_failures": 1, "tcp_failures": 1}},
+        },
+    }));
+    gateway.get("/").expect(502);
+    for _ in 0..5 {
+        gateway.get("/").expect(200).expect_body("drained");
+    }
+}
+
+#[test]
 fn passive_checks_learn_from_requests() {
     let (well, sick) = (Upstream::named("well"), Upstream::with(|_, wire| wire.answer(500, &[], b"sick")));
     let gateway = to(json!({

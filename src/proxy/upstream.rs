@@ -252,13 +252,19 @@ pub fn failed(
         return error;
     }
     let (Some(upstream), Some(picked)) = (&ctx.upstream, ctx.current.take()) else { return error };
-    let retry = upstream.retry(&mut ctx.selection, &picked, failure);
-    if may_repeat && retry == Retry::Again {
+    let retry = match may_repeat {
+        true => upstream.retry(&mut ctx.selection, &picked, failure),
+        false => Retry::Exhausted,
+    };
+    error.set_retry(retry == Retry::Again);
+    if retry == Retry::Again {
         let request_id = ctx.request.request_id.as_deref();
         let cause = respond::described(&error);
         tracing::info!(node = %picked.addr(), request_id, error = %cause, "another node is tried");
+    } else {
+        // The node that the client's status tells of: passive checks hear of it in the end.
+        ctx.current = Some(picked);
     }
-    error.set_retry(may_repeat && retry == Retry::Again);
     if retry == Retry::TimedOut {
         return Error::because(ErrorType::HTTPStatus(502), "retry_timeout is over", error);
     }

@@ -180,13 +180,10 @@ impl Upstream {
         }
         let check_health = self.has_healthy_node();
         while let Some(group) = self.groups.get(selection.group) {
-            let usable = |m: &Member| {
-                !selection.has_tried(m.index)
-                    && (!check_health || m.node.state().health.health().is_up())
-                    && m.node.is_resolved()
-            };
+            let well = |m: &Member| !check_health || m.node.state().health.health().is_up();
+            let usable = |m: &Member| !selection.has_tried(m.index) && well(m) && m.node.is_resolved();
             let key = || self.key.as_ref().map(|key| key.of(request)).unwrap_or_default();
-            if let Some(member) = group.pick(usable, key) {
+            if let Some(member) = group.pick(usable, well, key) {
                 let picked = self.hold(selection, member.index);
                 return picked.ok_or(PickError::ResolveFailed);
             }

@@ -92,7 +92,7 @@ mod tests {
     use crate::upstream::conf::Kind;
 
     fn owner(group: &Group, key: &str) -> u32 {
-        let member = group.pick(|_| true, || key.to_owned().into());
+        let member = group.pick(|_| true, |_| true, || key.to_owned().into());
         member.expect("a member").index
     }
 
@@ -139,7 +139,7 @@ mod tests {
                 if before != gone {
                     prop_assert_eq!(before, after, "key {}", key);
                 }
-                let skipping = whole.pick(|m| m.index != gone, || key.clone().into()).expect("a member");
+                let skipping = whole.pick(|m| m.index != gone, |_| true, || key.clone().into()).expect("a member");
                 prop_assert_eq!(skipping.index, after, "skipping a node is the same as its absence");
             }
         }
