@@ -29,8 +29,13 @@ pub async fn send(session: &mut Session, ctx: &mut Ctx, options: &Options, reply
     let path = ctx.request.path.as_deref().unwrap_or(session.req_header().uri.path());
     let (mut head, body) = compose(&reply, options, path)?;
     ctx.request.status = Some(head.status.as_u16());
-    if reply.status >= 400 && ctx.request.answered_by.is_none() {
-        tracing::debug!(status = reply.status, reason = reply.reason.as_deref(), "gateway reply");
+    if let (None, Some(reason)) = (ctx.request.answered_by, &reply.reason) {
+        let (route, request_id) = named(ctx);
+        match reply.status {
+            // What clients do wrong would fill the log.
+            ..500 => tracing::debug!(route, request_id, status = reply.status, reason, "request refused"),
+            status => tracing::warn!(route, request_id, status, error = reason, "request failed"),
+        }
     }
     head::join_headers(ctx, &mut head)?;
     for (name, value) in reply.headers {
@@ -212,15 +217,16 @@ pub async fn failed(session: &mut Session, ctx: &mut Ctx, options: &Options, err
         // The client has its answer; only the upstream's connection is lost.
         return FailToProxy { error_code: 0, can_reuse_downstream: false };
     }
-    let route = ctx.request.route.as_ref().map(|route| route.id.clone());
-    let request_id = ctx.request.request_id.as_deref();
     let cause = described(error);
-    let Some(reply) = from_error(error) else {
-        tracing::debug!(route = route.as_deref(), request_id, error = %cause, "client went away");
+    let (route, request_id) = named(ctx);
+    let Some(mut reply) = from_error(error) else {
+        tracing::debug!(route, request_id, error = %cause, "client went away");
         return FailToProxy { error_code: 0, can_reuse_downstream: false };
     };
-    tracing::warn!(route = route.as_deref(), request_id, status = reply.status, error = %cause, "request failed");
     let status = reply.status;
+    tracing::warn!(route, request_id, status, error = %cause, "request failed");
+    // Told already.
+    reply.reason = None;
     session.as_downstream_mut().set_keepalive(None);
     let begun = session.response_written().is_some_and(|head| !head.status.is_informational());
     if !begun {
@@ -230,6 +236,11 @@ pub async fn failed(session: &mut Session, ctx: &mut Ctx, options: &Options, err
         }
     }
     FailToProxy { error_code: status, can_reuse_downstream: false }
+}
+
+/// Route and request, for the log.
+fn named(ctx: &Ctx) -> (Option<&str>, Option<&str>) {
+    (ctx.request.route.as_ref().map(|route| &*route.id), ctx.request.request_id.as_deref())
 }
 
 /// nginx counts a node that failed to answer as 502 or 504 in `$upstream_status`; APISIX shows it.
