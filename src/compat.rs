@@ -64,9 +64,38 @@ impl Compat {
         self == Compat::Now
     }
 
-    /// Whether X-Forwarded-Proto, -Host and -Port of an untrusted peer are overwritten.
+    /// Whether X-Forwarded-Proto, -Host and -Port of an untrusted peer are overwritten; else what any peer sends stands.
     pub fn overwrites_forwarded(self) -> bool {
         self == Compat::Now
+    }
+
+    /// Whether no two consumers may have the same key.
+    pub fn keys_have_one_owner(self) -> bool {
+        self == Compat::Now
+    }
+
+    /// Whether a consumer that has plugins must have one that authenticates.
+    pub fn consumers_authenticate(self) -> bool {
+        self == Compat::V3_2
+    }
+
+    /// Whether two global rules may have the same plugin; both run then.
+    pub fn global_rules_share_plugins(self) -> bool {
+        self == Compat::V3_2
+    }
+
+    /// cors: what scripts may read of an answer when the configuration does not say.
+    pub fn cors_exposes(self) -> &'static str {
+        match self {
+            Compat::V3_2 => "*",
+            Compat::Now => "",
+        }
+    }
+
+    /// ua-restriction: whether both lists, or none, may be there. An allowlist is then for exceptions from the
+    /// denylist, and keeps nobody out itself.
+    pub fn agents_are_let_in_unless_denied(self) -> bool {
+        self == Compat::V3_2
     }
 
     /// Whether global rules finish rewrite *and* access before the route's plugins begin.
@@ -74,7 +103,7 @@ impl Compat {
         self == Compat::V3_2
     }
 
-    /// Whether a consumer group's plugins count when the consumer has plugins of its own only.
+    /// Whether a consumer group's plugins count only when the consumer names plugins, too, be it one that authenticates.
     pub fn group_needs_consumer_plugins(self) -> bool {
         self == Compat::V3_2
     }

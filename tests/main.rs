@@ -21,6 +21,7 @@ mod plugins;
 mod process;
 mod routing;
 mod secure_upstream;
+mod speaking_3_2;
 mod store;
 mod tidy;
 mod upstream;

@@ -167,6 +167,9 @@ impl Admin {
         }
         match subject.kind {
             Kind::Route | Kind::Service => judge_code(value),
+            Kind::Consumer if self.control.env().compat.consumers_authenticate() => {
+                self.one_authenticates(value.get("plugins"))
+            }
             Kind::StreamRoute => {
                 resource::check_extra(Kind::StreamRoute, value, &|_| None)?;
                 match value.pointer("/protocol/name").and_then(Value::as_str) {
@@ -175,6 +178,17 @@ impl Admin {
                 }
             }
             _ => Ok(()),
+        }
+    }
+
+    /// APISIX 3.2: `admin/consumers.lua`.
+    fn one_authenticates(&self, plugins: Option<&Value>) -> Result<(), String> {
+        let Some(plugins) = plugins.and_then(Value::as_object) else { return Ok(()) };
+        let registry = &self.control.env().registry;
+        let authenticates = |name: &String| registry.find(name).is_some_and(|def| def.auth.is_some());
+        match plugins.keys().any(authenticates) {
+            true => Ok(()),
+            false => Err("require one auth plugin".into()),
         }
     }
 

@@ -79,13 +79,18 @@ impl Admin {
     pub(super) async fn is_unique(&self, subject: &Subject<'_>) -> Result<(), AdminError> {
         match subject.kind {
             Kind::Consumer | Kind::Credential => self.keys_are_unique(subject).map_err(AdminError::Invalid),
-            Kind::GlobalRule => self.global_plugins_are_unique(subject).await,
+            Kind::GlobalRule if !self.control.env().compat.global_rules_share_plugins() => {
+                self.global_plugins_are_unique(subject).await
+            }
             _ => Ok(()),
         }
     }
 
     fn keys_are_unique(&self, subject: &Subject<'_>) -> Result<(), String> {
         let Some(plugins) = subject.value.get("plugins").and_then(Value::as_object) else { return Ok(()) };
+        if !self.control.env().compat.keys_have_one_owner() {
+            return Ok(());
+        }
         let username = subject.value.get("username").and_then(Value::as_str);
         let name = subject.consumer.or(username).unwrap_or_default();
         let credential = subject.id.filter(|_| subject.kind == Kind::Credential);

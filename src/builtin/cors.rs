@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::shared::{header as fields, pcre};
 use crate::{
+    compat::Compat,
     net::lossless,
     plugin::{
         contract,
@@ -176,11 +177,12 @@ impl contract::Plugin for Plugin {
         }))
     }
 
-    fn check(conf: &Value, _env: &CheckEnv<'_>) -> Result<(), String> {
-        let star = |key, default: &str| conf.get(key).and_then(Value::as_str).unwrap_or(default) == "*";
+    fn check(conf: &Value, env: &CheckEnv<'_>) -> Result<(), String> {
+        let star = |key: &str, default: &str| conf.get(key).and_then(Value::as_str).unwrap_or(default) == "*";
         let starred = || {
             ["allow_origins", "allow_methods", "allow_headers"].iter().any(|key| star(key, "*"))
-                || ["expose_headers", "timing_allow_origins"].iter().any(|key| star(key, ""))
+                || star("expose_headers", env.compat.cors_exposes())
+                || star("timing_allow_origins", "")
         };
         if conf.get("allow_credential") == Some(&Value::Bool(true)) && starred() {
             return Err("you can not set '*' for other option when 'allow_credential' is true".into());
@@ -209,7 +211,7 @@ impl contract::Plugin for Plugin {
             named,
             timing,
             varies: config.allow_origins != "*",
-            fixed: fixed_headers(&config),
+            fixed: fixed_headers(&config, env.compat),
             reflects_headers: config.allow_headers == "**",
         })
     }
@@ -300,13 +302,14 @@ impl Origins {
 }
 
 /// The headers that do not depend on the request; empty values are left out, as nginx does.
-fn fixed_headers(config: &Config) -> Vec<(HeaderName, HeaderValue)> {
+fn fixed_headers(config: &Config, compat: Compat) -> Vec<(HeaderName, HeaderValue)> {
     let methods = if config.allow_methods == "**" { ALL_METHODS } else { &config.allow_methods };
     let max_age = config.max_age.to_string();
+    let exposed = config.expose_headers.as_deref().unwrap_or(compat.cors_exposes());
     let mut headers = vec![
         (header::ACCESS_CONTROL_ALLOW_METHODS, methods),
         (header::ACCESS_CONTROL_MAX_AGE, &*max_age),
-        (header::ACCESS_CONTROL_EXPOSE_HEADERS, config.expose_headers.as_deref().unwrap_or_default()),
+        (header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed),
     ];
     if config.allow_headers != "**" {
         headers.push((header::ACCESS_CONTROL_ALLOW_HEADERS, &config.allow_headers));

@@ -20,10 +20,10 @@ use crate::{
         phases::Phases,
         reply::{CONTINUE, Flow, Reply},
     },
-    schema::pattern::Pattern,
+    schema::{Schema, pattern::Pattern},
 };
 
-/// The configuration; exactly one of the lists is there.
+/// The configuration; exactly one of the lists is there, but for [`Compat::agents_are_let_in_unless_denied`].
 #[derive(Deserialize)]
 pub struct Config {
     /// Whether a request without the header is let in.
@@ -52,6 +52,21 @@ pub struct Plugin {
 enum Rules {
     Allow(Vec<Pattern>),
     Deny(Vec<Pattern>),
+    DenyUnless { allow: Vec<Pattern>, deny: Vec<Pattern> },
+}
+
+/// The schema but for how many of the lists there are.
+fn lists() -> Value {
+    let patterns = || json!({"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}});
+    json!({
+        "type": "object",
+        "properties": {
+            "bypass_missing": {"type": "boolean", "default": false},
+            "allowlist": patterns(),
+            "denylist": patterns(),
+            "message": {"type": "string", "minLength": 1, "maxLength": 1024, "default": "Not allowed"}
+        }
+    })
 }
 
 impl contract::Plugin for Plugin {
@@ -61,18 +76,14 @@ impl contract::Plugin for Plugin {
     type Config = Config;
 
     fn schema() -> Value {
-        let patterns =
-            || json!({"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}});
-        json!({
-            "type": "object",
-            "properties": {
-                "bypass_missing": {"type": "boolean", "default": false},
-                "allowlist": patterns(),
-                "denylist": patterns(),
-                "message": {"type": "string", "minLength": 1, "maxLength": 1024, "default": "Not allowed"}
-            },
-            "oneOf": [{"required": ["allowlist"]}, {"required": ["denylist"]}]
-        })
+        let mut schema = lists();
+        schema["oneOf"] = json!([{"required": ["allowlist"]}, {"required": ["denylist"]}]);
+        schema
+    }
+
+    fn pardons(conf: &Value, env: &CheckEnv<'_>) -> bool {
+        env.compat.agents_are_let_in_unless_denied()
+            && Schema::compile(&lists()).is_ok_and(|schema| schema.check(conf).is_ok())
     }
 
     fn check(conf: &Value, _env: &CheckEnv<'_>) -> Result<(), String> {
@@ -80,12 +91,16 @@ impl contract::Plugin for Plugin {
         lists.flatten().filter_map(Value::as_str).try_for_each(|rule| pcre::compile(rule).map(|_| ()))
     }
 
-    fn build(config: Config, _env: &BuildEnv<'_>) -> Result<Self, String> {
+    fn build(config: Config, env: &BuildEnv<'_>) -> Result<Self, String> {
         let compile =
             |list: Vec<String>| list.iter().map(|rule| pcre::compile(rule)).collect::<Result<_, _>>();
-        let rules = match config.allowlist {
-            Some(list) => Rules::Allow(compile(list)?),
-            None => Rules::Deny(compile(config.denylist.unwrap_or_default())?),
+        let rules = match (config.allowlist, config.denylist) {
+            (allow, deny) if env.compat.agents_are_let_in_unless_denied() => Rules::DenyUnless {
+                allow: compile(allow.unwrap_or_default())?,
+                deny: compile(deny.unwrap_or_default())?,
+            },
+            (Some(list), _) => Rules::Allow(compile(list)?),
+            (None, list) => Rules::Deny(compile(list.unwrap_or_default())?),
         };
         Ok(Self { bypass_missing: config.bypass_missing, rules, message: config.message.into() })
     }
@@ -112,6 +127,9 @@ impl Plugin {
         match &self.rules {
             Rules::Allow(rules) => agents.any(|agent| matched(rules, agent)),
             Rules::Deny(rules) => !agents.any(|agent| matched(rules, agent)),
+            Rules::DenyUnless { allow, deny } => {
+                !agents.any(|agent| matched(deny, agent.clone()) && !matched(allow, agent))
+            }
         }
     }
 }

@@ -23,6 +23,8 @@ pub struct Consumer {
     pub stored: Arc<str>,
     /// Its non-auth plugins, compiled; overlays the route's chain.
     pub plugins: Chain,
+    /// Whether it names no plugin at all, not even one that authenticates.
+    pub is_bare: bool,
 }
 
 /// One way in which a consumer proves who it is: its own auth plugin or a credential.

@@ -302,6 +302,7 @@ pub fn consumer(username: &str) -> Consumer {
         labels: Value::Null,
         stored: "{}".into(),
         plugins: Chain::default(),
+        is_bare: true,
     }
 }
 

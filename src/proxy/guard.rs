@@ -244,7 +244,7 @@ pub fn sanitize(session: &mut Session, ctx: &RequestCtx, options: &Options, clai
         drop_untrusted(session, options);
     }
     if !options.compat.overwrites_forwarded() {
-        return;
+        return derive_forwarded(session, ctx);
     }
     let host = host_header(session);
     let port = forwarded_port(host.as_ref(), ctx.server.port());
@@ -259,6 +259,26 @@ pub fn sanitize(session: &mut Session, ctx: &RequestCtx, options: &Options, clai
     state(X_FORWARDED_PROTO, Some(http::HeaderValue::from_static(ctx.scheme)));
     state(X_FORWARDED_HOST, host);
     state(X_FORWARDED_PORT, Some(port));
+}
+
+/// As APISIX 3.2: what anybody sends stands, its first value alone; the host comes without its port, which is the
+/// listener's. APISIX 3.2: `init.lua set_upstream_headers`, `cli/ngx_tpl.lua`.
+fn derive_forwarded(session: &mut Session, ctx: &RequestCtx) {
+    let host = host_header(session);
+    let name = host.as_ref().and_then(|host| host::split(host.to_str().ok()?).ok());
+    let derived = [
+        (X_FORWARDED_PROTO, Some(http::HeaderValue::from_static(ctx.scheme))),
+        (X_FORWARDED_HOST, name.and_then(|host| http::HeaderValue::from_str(&host.name).ok())),
+        (X_FORWARDED_PORT, Some(ctx.server.port().into())),
+    ];
+    let head = session.req_header_mut();
+    for (name, value) in derived {
+        let sent = head.headers.get(name).cloned();
+        if let Some(value) = sent.or(value) {
+            // Fails only when the header map is full, which its parser bounds.
+            let _ = head.insert_header(name, value);
+        }
+    }
 }
 
 /// Whether a header is one of [`IDENTITY`], also with `_` for `-`: CGI, WSGI and their like do not tell them apart.

@@ -149,9 +149,8 @@ fn with_consumer(
         },
         None => None,
     };
-    let alone = consumer.plugins.is_empty();
-    let group = group.filter(|_| !(alone && x.compat().group_needs_consumer_plugins()));
-    if alone && group.is_none_or(Chain::is_empty) {
+    let group = group.filter(|_| !(consumer.is_bare && x.compat().group_needs_consumer_plugins()));
+    if consumer.plugins.is_empty() && group.is_none_or(Chain::is_empty) {
         return ControlFlow::Continue(None);
     }
     let under = group.map_or_else(|| chain.clone(), |group| chain.overlaid(group));

@@ -435,6 +435,7 @@ impl Workspace {
             labels: value.get("labels").cloned().unwrap_or_default(),
             stored: self.stored(key).unwrap_or_default(),
             plugins,
+            is_bare: conf.plugins.is_empty(),
         });
         self.snapshot.consumers.insert(consumer.clone());
         self.claim(key, secrets, &consumer, None);
@@ -481,18 +482,22 @@ impl Workspace {
         }
     }
 
-    /// APISIX drops a plugin that two global rules have: neither runs. `plugin.lua merge_global_rules`.
+    /// APISIX drops a plugin that two global rules have: neither runs. `plugin.lua merge_global_rules`. In 3.2 both do.
     fn merge_global_rules(&mut self) {
         let mut rules: Vec<(&Key, &Chain)> =
             self.chains.iter().filter(|(key, _)| key.kind() == Kind::GlobalRule).collect();
         rules.sort_by_key(|(key, _)| *key);
+        let shared = self.env.compat.global_rules_share_plugins();
         let mut seen: HashMap<&str, usize> = HashMap::new();
         for (_, chain) in &rules {
             for step in chain.steps() {
                 *seen.entry(step.def.name).or_default() += 1;
             }
         }
-        let steps = rules.iter().flat_map(|(_, chain)| chain.steps()).filter(|step| seen[step.def.name] == 1);
+        let steps = rules
+            .iter()
+            .flat_map(|(_, chain)| chain.steps())
+            .filter(|step| shared || seen[step.def.name] == 1);
         self.snapshot.global = Chain::new(steps.cloned().collect());
     }
 
