@@ -135,7 +135,8 @@ impl Walk<'_> {
         };
         let mut out = Map::new();
         for (name, child) in &node.children {
-            let value = written.get(*name).unwrap_or(&Value::Null);
+            let emptied = written.get(*name).filter(|value| value.is_null()).and_then(|_| emptied(child));
+            let value = emptied.as_ref().or_else(|| written.get(*name)).unwrap_or(&Value::Null);
             if let Some(value) = self.value(child, value, &join(path, name)) {
                 out.insert((*name).to_owned(), value);
             }
@@ -247,6 +248,16 @@ impl Walk<'_> {
 /// Joins a path and a key.
 pub fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// What a setting is that was written as `null`: in APISIX that takes the default away (`cli/file.lua merge_conf`), so what
+/// can be on is off, and there are no keys. Others keep their default: without `allow_admin` everybody would come in.
+fn emptied(node: &Node) -> Option<Value> {
+    match (node.kind, &node.item) {
+        (Kind::Bool, _) => Some(Value::Bool(false)),
+        (_, Some(item)) if item.kind == Kind::EncryptionKey => Some(Value::Array(Vec::new())),
+        _ => None,
+    }
 }
 
 /// Whether a value says anything: comments only, empty text and `false` do not.

@@ -429,6 +429,17 @@ fn the_etcd_cluster() {
 }
 
 #[test]
+fn null_takes_a_default_away() {
+    let emptied = fine(
+        "apisix: {ssl: {enable: null}, data_encryption: {keyring: null}, node_listen: null}\ndeployment: {admin: {allow_admin: null}}",
+    );
+    assert!(!emptied.apisix.ssl.enable && emptied.apisix.data_encryption.keyring.is_empty());
+    // What is needed, or keeps somebody out, stays.
+    assert_eq!(emptied.deployment.admin.allow_admin, fine("{}").deployment.admin.allow_admin);
+    assert_eq!(emptied.apisix.node_listen.len(), 1);
+}
+
+#[test]
 fn dns_servers() {
     let loaded = read("apisix:\n  dns_resolver:\n    - 1.1.1.1\n    - fe80::1%eth0\n    - ::1\n");
     let expected = "warning F:4: apisix.dns_resolver[1]: left out: addresses with a zone are not supported";
