@@ -97,7 +97,7 @@ impl Admin {
         let snapshot = self.control.current().load();
         for (plugin, conf) in plugins {
             let auth = self.control.env().registry.find(plugin).and_then(|def| def.auth.as_ref());
-            let Some(auth) = auth else { continue };
+            let Some(auth) = auth.filter(|auth| auth.unique) else { continue };
             let Some(key) = auth.identity(conf) else { continue };
             // What it stands for is known only when it is used.
             if is_secret_reference(key) {

@@ -169,6 +169,7 @@ impl contract::Plugin for Plugin {
 impl AuthPlugin for Plugin {
     type Credential = Credential;
     const KEY: &'static str = "key";
+    const UNIQUE: bool = false;
     const ENCRYPT_CREDENTIAL: &'static [&'static str] = &["key", "secret"];
 
     fn consumer_schema() -> Value {

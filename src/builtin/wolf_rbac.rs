@@ -196,6 +196,7 @@ impl contract::Plugin for Plugin {
 impl AuthPlugin for Plugin {
     type Credential = Credential;
     const KEY: &'static str = "appid";
+    const UNIQUE: bool = false;
     const DEFAULT_KEY: Option<&'static str> = Some("unset");
     const OWN_SCHEMA: bool = false;
 

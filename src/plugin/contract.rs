@@ -130,8 +130,11 @@ pub trait Plugin: Send + Sync + Sized + 'static {
 pub trait AuthPlugin: Plugin {
     /// The consumer's side: secrets and options of one consumer or credential, compiled.
     type Credential: Send + Sync + 'static;
-    /// The field of the consumer's configuration that identifies it; must be unique over all consumers.
+    /// The field of the consumer's configuration that identifies it.
     const KEY: &'static str;
+    /// Whether two consumers may not have the same. Where they may, the one that was written last counts.
+    /// APISIX: `consumer.lua plugin_unique_key_attrs`.
+    const UNIQUE: bool = true;
     /// What APISIX 3.2 called that field, if it had another name. It counts when the field is not there.
     const FORMER_KEY: Option<&'static str> = None;
     /// What identifies a consumer that leaves [`AuthPlugin::KEY`] out.

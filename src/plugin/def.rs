@@ -46,6 +46,8 @@ pub struct PluginDef {
 pub struct AuthDef {
     /// The identifying field.
     pub key: &'static str,
+    /// See [`AuthPlugin::UNIQUE`].
+    pub unique: bool,
     /// See [`AuthPlugin::FORMER_KEY`].
     pub former_key: Option<&'static str>,
     /// Secret fields of the consumer's side.
@@ -122,6 +124,7 @@ impl PluginDef {
     pub const fn auth<P: AuthPlugin>() -> PluginDef {
         let auth = AuthDef {
             key: P::KEY,
+            unique: P::UNIQUE,
             default_key: P::DEFAULT_KEY,
             own_schema: P::OWN_SCHEMA,
             former_key: P::FORMER_KEY,

@@ -121,6 +121,18 @@ fn a_key_has_one_owner() {
 }
 
 #[test]
+fn some_keys_may_have_several_owners() {
+    let gateway = Gateway::start();
+    let consumer = |name: &str, plugins: Value| {
+        gateway.put("/consumers", json!({"username": name, "plugins": plugins}));
+    };
+    for name in ["jack", "jill"] {
+        consumer(name, json!({"wolf-rbac": {"appid": "restful"}}));
+        consumer(name, json!({"jwe-decrypt": {"key": "k", "secret": "-0123456789abcdef0123456789abcde"}}));
+    }
+}
+
+#[test]
 fn credentials_come_and_go_at_once() {
     let upstream = Upstream::echo();
     let gateway = start(&upstream, json!({"key-auth": {}}));
