@@ -11,6 +11,7 @@ pub mod breaker;
 pub mod call;
 pub mod conn;
 pub mod error;
+mod files;
 pub mod frame;
 pub mod guard;
 pub mod message;

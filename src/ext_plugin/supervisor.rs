@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -30,6 +30,7 @@ use tokio::{
 };
 
 use super::{
+    files::State,
     output,
     runner::{Process, Runner},
     stats::Stage,
@@ -69,15 +70,6 @@ const NOTICE: Duration = Duration::from_secs(1);
 /// Between two looks at the files that are watched.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// Between two looks at files that have just changed: who writes them may not be done yet.
-const SETTLE: Duration = Duration::from_millis(250);
-
-/// Such looks, after which nobody is waited for.
-const SETTLES: usize = 20;
-
-/// Files that are watched at most.
-const WATCHED: usize = 10_000;
-
 /// How a runner is started.
 #[derive(Clone, Debug)]
 pub struct Launch {
@@ -105,53 +97,16 @@ pub async fn run(runner: Arc<Runner>, launch: Launch) {
     if launch.watch.is_empty() {
         return std::future::pending().await;
     }
-    let mut seen = newest(&launch.watch).await;
+    let mut seen = State::of(&launch.watch).await;
     loop {
         sleep(WATCH).await;
-        let now = newest(&launch.watch).await;
+        let now = State::of(&launch.watch).await;
         if now != seen {
-            seen = settled(&launch.watch, now).await;
+            seen = now.settled(&launch.watch).await;
             tracing::warn!(runner = runner.name(), "files of the runner changed; new processes are started");
             let _ = changed.send(());
         }
     }
-}
-
-/// What is seen when nothing changes any more. Half of a program does not start, and a half-copied plugin does not load.
-async fn settled(paths: &[PathBuf], mut seen: (usize, Option<SystemTime>)) -> (usize, Option<SystemTime>) {
-    for _ in 0..SETTLES {
-        sleep(SETTLE).await;
-        let now = newest(paths).await;
-        if now == seen {
-            break;
-        }
-        seen = now;
-    }
-    seen
-}
-
-/// Number of files and the time of the youngest change; directories with what is in them.
-async fn newest(paths: &[PathBuf]) -> (usize, Option<SystemTime>) {
-    let paths = paths.to_vec();
-    let look = move || {
-        let (mut count, mut newest, mut open) = (0, None, paths);
-        while let Some(path) = open.pop() {
-            let Ok(meta) = std::fs::metadata(&path) else { continue };
-            // What compilers leave there changes by itself.
-            if path.file_name().is_some_and(|name| name == "__pycache__" || name == "node_modules") {
-                continue;
-            }
-            count += 1;
-            newest = newest.max(meta.modified().ok());
-            if meta.is_dir() && count < WATCHED {
-                open.extend(
-                    std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()),
-                );
-            }
-        }
-        (count, newest)
-    };
-    tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }
 
 /// A process that runs.

@@ -115,7 +115,9 @@ fn changed(language: &str) {
                 gateway.stderr().contains("the new runner does not start; the old one stays")
             });
             asked(10);
-            assert_eq!(started_by(gateway.child()), old, "the old runner stays");
+            // The other one may be tried again.
+            let now = started_by(gateway.child());
+            assert!(old.iter().all(|pid| now.contains(pid)), "the old runner stays: {old:?}, {now:?}");
         }
         for (before, after) in [("stopped by", "held by"), ("held by", "kept by")] {
             let old = started_by(gateway.child());
