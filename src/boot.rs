@@ -56,6 +56,7 @@ use crate::{
         shared::{batch, ext_plugin},
     },
     cli::banner,
+    compat::Compat,
     control::Control,
     net::ip_set::IpSet,
     ops::{
@@ -507,7 +508,7 @@ pub fn schema(name: Option<&str>) -> Option<Value> {
             builtin::REGISTRY.iter().map(|def| (def.name.to_owned(), plugin(def))).collect();
         let main: serde_json::Map<_, _> = Kind::ALL
             .iter()
-            .map(|kind| (kind.schema_name().to_owned(), resource::schema_json(*kind).clone()))
+            .map(|kind| (kind.schema_name().to_owned(), resource::schema_json(*kind, Compat::Now).clone()))
             .collect();
         return Some(json!({ "main": main, "plugins": plugins }));
     };
@@ -515,7 +516,7 @@ pub fn schema(name: Option<&str>) -> Option<Value> {
         return Some(plugin(def));
     }
     let kind = Kind::ALL.into_iter().find(|kind| kind.schema_name() == name || kind.dir() == name)?;
-    Some(resource::schema_json(kind).clone())
+    Some(resource::schema_json(kind, Compat::Now).clone())
 }
 
 /// Names the plugins of config.yaml that do not exist here.

@@ -69,6 +69,12 @@ impl Compat {
         self == Compat::Now
     }
 
+    /// Whether members that nobody knows are refused in resources, and addresses of IPv6 without brackets among the
+    /// nodes of an upstream. APISIX 3.2: `schema_def.lua` has no `additionalProperties`.
+    pub fn judges_strictly(self) -> bool {
+        self == Compat::Now
+    }
+
     /// Whether no two consumers may have the same key.
     pub fn keys_have_one_owner(self) -> bool {
         self == Compat::Now

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::support::{
+    at, certificates,
     client::Request,
     gateway::{Gateway, Setup},
     upstream::Upstream,
@@ -99,4 +100,42 @@ fn global_rules_may_share_a_plugin() {
         gateway.put(&format!("/global_rules/{name}"), rule);
     }
     gateway.get("/").expect(200).expect_header("x-one", "one").expect_header("x-two", "two");
+}
+
+#[test]
+fn resources_may_have_members_that_nobody_knows() {
+    let upstream = Upstream::echo();
+    let gateway = start(&upstream, json!({}));
+    let route = json!({"uri": "/", "owner": "us", "upstream": {"nodes": {upstream.node(): 1}, "note": 1}});
+    gateway.put("/routes/2", route.clone());
+    gateway.get("/").expect(200);
+    let kept = gateway.admin("GET", "/routes/2").send().expect(200).json();
+    assert_eq!([at(&kept, "/value/owner"), at(&kept, "/value/upstream/note")], [&route["owner"], &json!(1)]);
+    let told = gateway.stderr();
+    assert!(told.contains("a part of this resource has no effect"), "{told}");
+    // A wrong type stays wrong, and a plugin knows its members.
+    gateway.admin("PUT", "/routes/3").json(&json!({"uri": 1, "owner": "us"})).send().expect(400);
+    gateway.admin("GET", "/schema/route").send().expect(200);
+}
+
+#[test]
+fn certificates_may_say_how_long_they_are_good() {
+    let home = tempfile::tempdir().unwrap();
+    certificates::make(home.path());
+    let [cert, key] =
+        ["server.pem", "server.key"].map(|name| std::fs::read_to_string(home.path().join(name)).unwrap());
+    let ssl = json!({"sni": "localhost", "cert": cert, "key": key, "exptime": 1_700_000_000,
+        "validity_start": 1_600_000_000, "validity_end": 1_700_000_000});
+    Setup::new().speaking_3_2().start().put("/ssls/1", ssl.clone());
+    let answer = Gateway::start().admin("PUT", "/ssls/1").json(&ssl).send().expect(400);
+    answer.expect_in_body("additional properties forbidden");
+}
+
+#[test]
+fn addresses_of_nodes_need_no_brackets() {
+    let gateway = Setup::new().speaking_3_2().start();
+    // Nobody is there, and some machines have no such addresses: it is tried, which is not said of a name.
+    let nodes = json!([{"host": "::1", "port": 1, "weight": 1}]);
+    gateway.put("/routes/1", json!({"uri": "/*", "upstream": {"nodes": nodes}}));
+    gateway.get("/").expect(502).expect_header("x-apisix-upstream-status", "502");
 }

@@ -20,7 +20,7 @@ use super::{
     refs::value,
 };
 use crate::{
-    resource::{Key, Kind},
+    resource::{self, Key, Kind},
     store::{Committed, Entry, Guard, StoreError, Write, compact},
 };
 
@@ -256,7 +256,8 @@ impl Admin {
         need: Id,
         id: Option<String>,
     ) -> Result<Map<String, Value>, AdminError> {
-        let mut members = judge::object(kind, body).map_err(AdminError::Invalid)?;
+        let mut members =
+            judge::object(kind, body, self.control.env().compat).map_err(AdminError::Invalid)?;
         judge::settle_id(kind, need, id, &mut members).map_err(AdminError::Invalid)?;
         if self.control.env().compat.forbids_times() {
             judge::forbid_times(&members).map_err(AdminError::Invalid)?;
@@ -292,6 +293,9 @@ impl Admin {
 
     /// A good resource as it is stored, after the dry run.
     fn ready(&self, key: &Key, mut value: Value) -> Result<Value, AdminError> {
+        if let Some(reason) = resource::stranger(key.kind(), &value, self.control.env().compat) {
+            tracing::warn!(resource = %key, reason, "a part of this resource has no effect");
+        }
         self.complete(key.kind(), &mut value);
         if self.control.env().compat.echoes_defaults() {
             self.fill_defaults(key.kind(), &mut value);

@@ -113,7 +113,7 @@ impl Admin {
     fn judge_item(&self, list: &str, item: &Value) -> Result<(), String> {
         let Some(kind) = Kind::from_dir(list) else { return Ok(()) };
         let Value::Object(members) = item else {
-            return judge::object(kind, Some(item.clone())).map(drop);
+            return judge::object(kind, Some(item.clone()), self.control.env().compat).map(drop);
         };
         let mut members = members.clone();
         self.take_index(&mut members)?;

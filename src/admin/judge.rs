@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     builtin,
+    compat::Compat,
     plugin::{
         def::SchemaType,
         env::{CheckEnv, Registry},
@@ -47,13 +48,13 @@ pub struct Subject<'a> {
 ///
 /// # Errors
 /// APISIX's sentence about a body of another type; where APISIX breaks down, that of its schema.
-pub fn object(kind: Kind, body: Option<Value>) -> Result<Map<String, Value>, String> {
+pub fn object(kind: Kind, body: Option<Value>, compat: Compat) -> Result<Map<String, Value>, String> {
     match body {
         None => Err("missing configurations".into()),
         Some(Value::Object(members)) => Ok(members),
         Some(Value::Array(items)) if items.is_empty() => Ok(Map::new()),
         Some(other) => {
-            resource::check_schema(kind, &other)?;
+            resource::check_schema(kind, &other, compat)?;
             Err(format!("invalid configuration: wrong type: expected object, got {}", lua::type_name(&other)))
         }
     }
@@ -139,14 +140,14 @@ pub fn forbid_times(members: &Map<String, Value>) -> Result<(), String> {
 impl Admin {
     /// The first half: the schema and the kind's own rules.
     pub(super) fn judge_form(&self, subject: &Subject<'_>) -> Result<(), String> {
-        let value = subject.value;
+        let (value, compat) = (subject.value, self.control.env().compat);
         match subject.kind {
             Kind::PluginMetadata => return self.judge_metadata(subject.id, value),
             Kind::Secret => {
                 let manager = subject.id.and_then(|id| id.split('/').next()).unwrap_or_default();
                 return secret::check(manager, value);
             }
-            kind => resource::check_schema(kind, value)?,
+            kind => resource::check_schema(kind, value, compat)?,
         }
         match subject.kind {
             // What is beyond a stream route's schema is ruled on last.
@@ -155,7 +156,7 @@ impl Admin {
                 (Some(id), Some(username)) if id != username => Err("wrong username".into()),
                 _ => Ok(()),
             },
-            kind => resource::check_extra(kind, value, &|key| self.decrypt_key(key)),
+            kind => resource::check_extra(kind, value, compat, &|key| self.decrypt_key(key)),
         }
     }
 
@@ -171,7 +172,7 @@ impl Admin {
                 self.one_authenticates(value.get("plugins"))
             }
             Kind::StreamRoute => {
-                resource::check_extra(Kind::StreamRoute, value, &|_| None)?;
+                resource::check_extra(Kind::StreamRoute, value, self.control.env().compat, &|_| None)?;
                 match value.pointer("/protocol/name").and_then(Value::as_str) {
                     Some(name) => Err(format!("unknown protocol [{name}]")),
                     None => Ok(()),
@@ -260,7 +261,7 @@ impl Admin {
 
     /// Writes the defaults of the schemas into a resource that was found good, as APISIX 3.2 did.
     pub(super) fn fill_defaults(&self, kind: Kind, value: &mut Value) {
-        resource::schema(kind).fill_defaults(value);
+        resource::fill_defaults(kind, value);
         let of = judge::side(kind);
         let plugins = value.get_mut("plugins").and_then(Value::as_object_mut);
         for (name, conf) in plugins.into_iter().flatten() {
@@ -349,10 +350,10 @@ mod tests {
 
     #[test]
     fn bodies_that_are_no_objects() {
-        assert_eq!(object(Kind::Route, None), Err("missing configurations".into()));
-        assert_eq!(object(Kind::Route, Some(json!([]))), Ok(Map::new()));
+        assert_eq!(object(Kind::Route, None, Compat::Now), Err("missing configurations".into()));
+        assert_eq!(object(Kind::Route, Some(json!([])), Compat::Now), Ok(Map::new()));
         for kind in Kind::ALL {
-            let error = object(kind, Some(json!("x"))).unwrap_err();
+            let error = object(kind, Some(json!("x")), Compat::Now).unwrap_err();
             assert_eq!(error, "invalid configuration: wrong type: expected object, got string");
         }
     }

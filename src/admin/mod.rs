@@ -289,7 +289,7 @@ impl Admin {
             (Endpoint::ValidateDocument, _) => {
                 whole(&request.body).and_then(|body| self.validate_document(&request.headers, body))
             }
-            (Endpoint::ValidateSchema, _) => validate_schema(admitted, &request.body),
+            (Endpoint::ValidateSchema, _) => validate_schema(admitted, &request.body, compat),
             (Endpoint::PluginNames, _) => self.plugin_names(&admitted.query),
             (Endpoint::ReloadPlugins, _) => self.reload_plugins(&request.method),
             (Endpoint::Greeting, _) => Ok(Response::empty(200)),
@@ -314,7 +314,7 @@ impl Admin {
 
     async fn run(&self, verb: Verb, step: Step, admitted: &Admitted) -> Result<Response, AdminError> {
         match step.area {
-            Area::Schema(name) => plugins::schema(name.as_deref()),
+            Area::Schema(name) => plugins::schema(name.as_deref(), self.control.env().compat),
             Area::Plugins(name) => self.plugin(name.as_deref(), &admitted.query),
             Area::Kind(target) => {
                 let query = admitted.query.clone();
@@ -432,9 +432,9 @@ fn ttl(text: &str) -> Result<Duration, AdminError> {
     ttl.ok_or_else(|| refuse("greater than 0"))
 }
 
-fn validate_schema(admitted: &Admitted, body: &Body) -> Result<Response, AdminError> {
+fn validate_schema(admitted: &Admitted, body: &Body, compat: Compat) -> Result<Response, AdminError> {
     let name = segments(&admitted.path).get(2).copied().unwrap_or_default().to_owned();
-    plugins::validate(&name, json(whole(body)?)?)
+    plugins::validate(&name, json(whole(body)?)?, compat)
 }
 
 #[async_trait]

@@ -11,6 +11,7 @@ use super::{
     judge,
 };
 use crate::{
+    compat::Compat,
     net::args,
     plugin::{
         def::{PluginDef, SchemaType},
@@ -80,18 +81,18 @@ impl Admin {
 }
 
 /// `GET /apisix/admin/schema/NAME`.
-pub fn schema(name: Option<&str>) -> Result<Response, AdminError> {
+pub fn schema(name: Option<&str>, compat: Compat) -> Result<Response, AdminError> {
     let name = name.unwrap_or_default();
     let served =
         |kind: &Kind| !matches!(kind, Kind::PluginMetadata | Kind::Secret) && kind.schema_name() == name;
     match Kind::ALL.into_iter().find(served) {
-        Some(kind) => Ok(Response::json(200, resource::schema_json(kind))),
+        Some(kind) => Ok(Response::json(200, resource::schema_json(kind, compat))),
         None => Err(AdminError::Invalid(format!("not found schema: {name}"))),
     }
 }
 
 /// `POST /apisix/admin/schema/validate/NAME`: judges by the schema alone.
-pub fn validate(name: &str, body: Option<Value>) -> Result<Response, AdminError> {
+pub fn validate(name: &str, body: Option<Value>, compat: Compat) -> Result<Response, AdminError> {
     let kind = match name {
         "credentials" => Some(Kind::Credential),
         name => Kind::from_dir(name).filter(|kind| *kind != Kind::Credential),
@@ -107,7 +108,7 @@ pub fn validate(name: &str, body: Option<Value>) -> Result<Response, AdminError>
         }
         other => other.unwrap_or_default(),
     };
-    resource::schema(kind).check(&body).map_err(AdminError::Invalid)?;
+    resource::schema(kind, compat).check(&body).map_err(AdminError::Invalid)?;
     Ok(Response::empty(200))
 }
 

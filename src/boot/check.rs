@@ -156,7 +156,7 @@ impl Places {
         let dir = key.kind().dir();
         let mut inside = String::new();
         let mut nearest_name = None;
-        let mut schema = Some(resource::schema_json(key.kind()).clone());
+        let mut schema = Some(resource::schema_json(key.kind(), env.compat).clone());
         for step in steps {
             match step {
                 Step::Name(name) => {

@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::{answer, health_page, runners_page, view};
 use crate::{
+    compat::Compat,
     control::Control,
     net::uri,
     plugin::{
@@ -72,7 +73,7 @@ impl ControlApi {
     /// `/v1/WHAT`.
     async fn all(&self, what: &str, accept: Option<&str>) -> Answer {
         match what {
-            "schema" => Ok(answer::json(StatusCode::OK, &schema(self.registry()))),
+            "schema" => Ok(answer::json(StatusCode::OK, &schema(self.registry(), self.control.env().compat))),
             "healthcheck" => {
                 let reports = self.reports().await?;
                 Ok(shown(accept, &reports.iter().collect::<Vec<_>>(), || lua_list(reports.clone())))
@@ -218,7 +219,7 @@ fn lua_list(items: Vec<Value>) -> Value {
     if items.is_empty() { json!({}) } else { Value::Array(items) }
 }
 
-fn schema(registry: &dyn Registry) -> Value {
+fn schema(registry: &dyn Registry, compat: Compat) -> Value {
     let mut main = Map::new();
     for kind in [
         Kind::Consumer,
@@ -232,7 +233,7 @@ fn schema(registry: &dyn Registry) -> Value {
         Kind::StreamRoute,
         Kind::Upstream,
     ] {
-        main.insert(kind.schema_name().to_owned(), resource::schema_json(kind).clone());
+        main.insert(kind.schema_name().to_owned(), resource::schema_json(kind, compat).clone());
     }
     main.insert("plugins".to_owned(), plugin_list());
     main.insert("upstream_hash_header_schema".to_owned(), parts::hash_header());

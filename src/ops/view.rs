@@ -78,7 +78,7 @@ pub fn value(entry: &Entry, registry: &dyn Registry) -> Value {
     let kind = entry.key.kind();
     let mut value = parsed(entry);
     value["id"] = entry.key.own_id().into();
-    resource::schema(kind).fill_defaults(&mut value);
+    resource::fill_defaults(kind, &mut value);
     if let Some(Value::Object(plugins)) = value.get_mut("plugins") {
         show_plugins(plugins, registry);
     }

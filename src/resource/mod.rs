@@ -50,7 +50,10 @@ pub use self::upstream::{
     ActiveCheck, ActiveHealthy, ActiveUnhealthy, CheckType, DiscoveryArgs, HashOn, HealthChecks,
     KeepalivePool, PassHost, PassiveCheck, PassiveHealthy, PassiveUnhealthy, Scheme, Upstream, UpstreamTls,
 };
-use crate::schema::{Schema, lua};
+use crate::{
+    compat::Compat,
+    schema::{Schema, lua},
+};
 
 /// What a resource is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -175,47 +178,83 @@ struct Judge {
     schema: Schema,
 }
 
-static JUDGES: LazyLock<Vec<Judge>> = LazyLock::new(|| {
+static STRICT: LazyLock<Vec<Judge>> = LazyLock::new(|| judges(|_| {}));
+static LAX: LazyLock<Vec<Judge>> = LazyLock::new(|| judges(admit_strangers));
+
+fn judges(change: fn(&mut Value)) -> Vec<Judge> {
     Kind::ALL
         .into_iter()
         .map(|kind| {
-            let document = kind.document();
+            let mut document = kind.document();
+            change(&mut document);
             let schema = Schema::compile(&document).expect("the documents of this module are schemas");
             Judge { document, schema }
         })
         .collect()
-});
+}
+
+/// Takes every `additionalProperties: false` out of a schema.
+fn admit_strangers(schema: &mut Value) {
+    match schema {
+        Value::Object(members) => {
+            members.retain(|name, value| name != "additionalProperties" || *value != Value::Bool(false));
+            members.values_mut().for_each(admit_strangers);
+        }
+        Value::Array(items) => items.iter_mut().for_each(admit_strangers),
+        _ => {}
+    }
+}
+
+fn judge(kind: Kind, compat: Compat) -> &'static Judge {
+    let judges = if compat.judges_strictly() { &STRICT } else { &LAX };
+    &judges[kind as usize]
+}
 
 /// The compiled schema of a kind. Plugin metadata and secrets have none of their own: any object passes.
-pub fn schema(kind: Kind) -> &'static Schema {
-    &JUDGES[kind as usize].schema
+pub fn schema(kind: Kind, compat: Compat) -> &'static Schema {
+    &judge(kind, compat).schema
 }
 
 /// The schema of a kind as the Admin API serves it.
-pub fn schema_json(kind: Kind) -> &'static Value {
-    &JUDGES[kind as usize].document
+pub fn schema_json(kind: Kind, compat: Compat) -> &'static Value {
+    &judge(kind, compat).document
+}
+
+/// Writes the defaults of the kind's schema into a resource.
+pub fn fill_defaults(kind: Kind, value: &mut Value) {
+    // They are the same, however it is judged.
+    schema(kind, Compat::Now).fill_defaults(value);
 }
 
 /// Judges a resource by itself: [`check_schema`], then [`check_extra`] with no keyring.
 ///
 /// # Errors
 /// The `error_msg` of APISIX.
-pub fn check(kind: Kind, value: &Value) -> Result<(), String> {
-    check_schema(kind, value)?;
-    check_extra(kind, value, &|_| None)
+pub fn check(kind: Kind, value: &Value, compat: Compat) -> Result<(), String> {
+    check_schema(kind, value, compat)?;
+    check_extra(kind, value, compat, &|_| None)
+}
+
+/// Why today's APISIX would refuse a resource that passed [`check_schema`]: it has something in it that is without
+/// effect, perhaps a member whose name is not what was meant.
+pub fn stranger(kind: Kind, value: &Value, compat: Compat) -> Option<String> {
+    if compat.judges_strictly() {
+        return None;
+    }
+    schema(kind, Compat::Now).check(value).err()
 }
 
 /// What APISIX checks up to and with the schema, before it looks at other resources and plugins.
 ///
 /// # Errors
 /// The `error_msg` of APISIX.
-pub fn check_schema(kind: Kind, value: &Value) -> Result<(), String> {
+pub fn check_schema(kind: Kind, value: &Value, compat: Compat) -> Result<(), String> {
     match kind {
         Kind::Route => route::check_exclusive(value)?,
-        Kind::Upstream => upstream::check_ipv6_nodes(value)?,
+        Kind::Upstream => upstream::check_ipv6_nodes(value, compat)?,
         _ => {}
     }
-    schema(kind).check(value).map_err(|reason| format!("invalid configuration: {reason}"))
+    schema(kind, compat).check(value).map_err(|reason| format!("invalid configuration: {reason}"))
 }
 
 /// What APISIX checks after the schema and can tell from the resource alone: upstreams, certificates, addresses.
@@ -224,12 +263,12 @@ pub fn check_schema(kind: Kind, value: &Value) -> Result<(), String> {
 ///
 /// # Errors
 /// The `error_msg` of APISIX.
-pub fn check_extra(kind: Kind, value: &Value, decrypt: DecryptKey<'_>) -> Result<(), String> {
+pub fn check_extra(kind: Kind, value: &Value, compat: Compat, decrypt: DecryptKey<'_>) -> Result<(), String> {
     match kind {
         Kind::Upstream => upstream::check(value, decrypt),
         Kind::Route | Kind::Service => match value.get("upstream") {
             Some(conf) => {
-                upstream::check_ipv6_nodes(conf)?;
+                upstream::check_ipv6_nodes(conf, compat)?;
                 upstream::check(conf, decrypt)
             }
             None => Ok(()),

@@ -6,9 +6,13 @@ use serde_json::{Value, json};
 use super::node::Node;
 use super::{
     Consumer, HashOn, Kind, PassHost, PluginMetadata, Route, Scheme, Secret, Service, Ssl, StreamRoute,
-    Upstream, check, parse, parts, secret,
+    Upstream, parse, parts, schema_json, secret, stranger,
 };
-use crate::schema::Schema;
+use crate::{compat::Compat, schema::Schema};
+
+fn check(kind: Kind, value: &Value) -> Result<(), String> {
+    super::check(kind, value, Compat::Now)
+}
 
 /// Judges a resource; an empty `expected` means it passes.
 #[track_caller]
@@ -164,7 +168,8 @@ fn certificates_and_keys() {
     check_text(Kind::Ssl, ssl(CERT, &broken_key), "failed to parse key: PEM_read_bio_PrivateKey() failed");
     let encrypted = "z".repeat(64);
     check_text(Kind::Ssl, ssl(CERT, &encrypted), "failed to decrypt previous encrypted key");
-    let decrypted = super::check_extra(Kind::Ssl, &ssl(CERT, &encrypted), &|_| Some(KEY.to_owned()));
+    let decrypted =
+        super::check_extra(Kind::Ssl, &ssl(CERT, &encrypted), Compat::Now, &|_| Some(KEY.to_owned()));
     assert_eq!(decrypted, Ok(()));
     let mut pairs = ssl(CERT, KEY);
     pairs["certs"] = json!([CERT]);
@@ -242,6 +247,28 @@ fn parts_that_plugins_share() {
     assert_eq!(judge(&meta, json!({"nope": 1})), Err(refused.to_owned()));
 }
 
+#[test]
+fn an_older_apisix_takes_strangers() {
+    let before = |kind, value: &Value| super::check(kind, value, Compat::V3_2);
+    let mut misspelt = route(json!({"upstrem_id": "1"}));
+    misspelt["upstream"]["owner"] = "us".into();
+    assert!(check(Kind::Route, &misspelt).is_err());
+    assert_eq!(before(Kind::Route, &misspelt), Ok(()));
+    assert!(stranger(Kind::Route, &misspelt, Compat::V3_2).is_some_and(|reason| reason.contains("owner")));
+    assert_eq!(stranger(Kind::Route, &route(json!({})), Compat::V3_2), None);
+    // What is wrong is wrong in both.
+    assert_eq!(before(Kind::Route, &route(json!({"uri": 1}))), check(Kind::Route, &route(json!({"uri": 1}))));
+    assert!(before(Kind::Consumer, &json!({"username": "a b", "x": 1})).is_err());
+    let bare = json!({"nodes": [{"host": "::1", "port": 80, "weight": 1}]});
+    assert_eq!(before(Kind::Upstream, &bare), Ok(()));
+    for kind in Kind::ALL {
+        assert!(
+            !schema_json(kind, Compat::V3_2).to_string().contains("additionalProperties\":false"),
+            "{kind:?}"
+        );
+    }
+}
+
 fn any_json() -> impl Strategy<Value = Value> {
     let name = prop::sample::select(vec![
         "id",
@@ -310,7 +337,9 @@ proptest! {
     #[test]
     fn no_document_panics(value in any_json(), kind in prop::sample::select(Kind::ALL.to_vec())) {
         let _ = check(kind, &value);
-        let _ = super::check_extra(kind, &value, &|_| None);
+        for compat in [Compat::Now, Compat::V3_2] {
+            let _ = super::check_extra(kind, &value, compat, &|_| None);
+        }
         let _ = (parse::<Route>(&value), parse::<Upstream>(&value), parse::<Ssl>(&value));
     }
 
@@ -322,7 +351,10 @@ proptest! {
                 upstream[name] = member.clone();
             }
         }
-        if check(Kind::Upstream, &upstream).is_ok() && !upstream.to_string().contains("$env://") {
+        let good = |compat| super::check(Kind::Upstream, &upstream, compat).is_ok();
+        // What is good today was good before.
+        prop_assert!(!good(Compat::Now) || good(Compat::V3_2), "{}", upstream);
+        if good(Compat::V3_2) && !upstream.to_string().contains("$env://") {
             prop_assert!(parse::<Upstream>(&upstream).is_ok(), "{}", upstream);
         }
     }

@@ -12,7 +12,10 @@ use serde_json::Value;
 use super::node::{Node, parse_addr};
 use super::typed::{Id, Labels, Timeout};
 use super::{DecryptKey, parts, pem};
-use crate::schema::{Schema, lua};
+use crate::{
+    compat::Compat,
+    schema::{Schema, lua},
+};
 
 /// An upstream as stored, by itself or within a route, a service or a stream route.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -357,7 +360,10 @@ impl Default for PassiveUnhealthy {
 }
 
 /// What is checked before the schema. APISIX: upstream.lua check_schema.
-pub(super) fn check_ipv6_nodes(conf: &Value) -> Result<(), String> {
+pub(super) fn check_ipv6_nodes(conf: &Value, compat: Compat) -> Result<(), String> {
+    if !compat.judges_strictly() {
+        return Ok(());
+    }
     let nodes = conf.get("nodes").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let bare = |node: &Value| node.get("host").and_then(Value::as_str).is_some_and(is_ipv6);
     if nodes.iter().any(bare) {

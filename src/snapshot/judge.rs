@@ -31,7 +31,10 @@ pub fn resource(
         Kind::Secret => return secret::check(key.id().split('/').next().unwrap_or_default(), value),
         _ => {}
     }
-    resource::check(key.kind(), value)?;
+    resource::check(key.kind(), value, env.compat)?;
+    if let Some(reason) = resource::stranger(key.kind(), value, env.compat) {
+        tracing::warn!(resource = %key, reason, "a part of this resource has no effect");
+    }
     let of = side(key.kind());
     let plugins = value.get("plugins").and_then(Value::as_object);
     for (name, conf) in plugins.into_iter().flatten() {

@@ -1,6 +1,7 @@
 //! apisix.yaml: every text is read or refused with a line of it, every resource is judged, and what passes compiles.
 
 use portcullis::{
+    compat::Compat,
     resource::{self, Kind, Route, Upstream},
     store::standalone::apply,
     yaml,
@@ -20,8 +21,10 @@ pub fn run(data: &[u8]) {
     for kind in Kind::ALL {
         let Some(items) = document.get(kind.dir()).and_then(|items| items.as_array()) else { continue };
         for item in items {
-            let verdict = resource::check(kind, item);
-            assert_eq!(resource::check(kind, item), verdict);
+            let verdict = resource::check(kind, item, Compat::Now);
+            assert_eq!(resource::check(kind, item, Compat::Now), verdict);
+            // What is good today was good before.
+            assert!(verdict.is_err() || resource::check(kind, item, Compat::V3_2).is_ok());
             let _ = (resource::parse::<Route>(item), resource::parse::<Upstream>(item));
         }
     }
