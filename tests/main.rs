@@ -13,6 +13,7 @@ mod bad_input;
 mod bodies;
 mod churn;
 mod docs;
+mod early_answers;
 mod ext_plugin;
 mod file_mode;
 mod ops;

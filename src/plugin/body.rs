@@ -20,10 +20,13 @@ use pingora::{
 };
 use pingora_proxy::Session;
 
-use super::{exchange::Exchange, reply::Reply, request::RequestCtx, source::Source};
+use super::{exchange::Exchange, linger, reply::Reply, request::RequestCtx, source::Source};
 
 /// Pingora's replay buffer, in bytes (`BODY_BUF_LIMIT`); also the largest piece one read returns.
 const REPLAY_LIMIT: usize = 64 * 1024;
+
+/// A body up to this length is read to keep its connection, when nobody wants it.
+const SHORT: usize = 1024 * 1024;
 
 /// How far the request body has come.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -152,6 +155,18 @@ fn declared_length(session: &Session) -> Option<usize> {
 
 fn too_large(limit: usize) -> Reply {
     Reply::status(413).because(format!("request body larger than the {limit} bytes that may be buffered"))
+}
+
+/// Lets the connection outlive an answer that comes before the request's body was read: what is left of the body is
+/// read behind it and thrown away. A long body is not worth it, and one that its client holds back until it is told to go
+/// on may never come: then the framework closes the connection.
+pub fn outlive(session: &mut Session) {
+    let is_short = declared_length(session).is_some_and(|length| length <= SHORT);
+    if is_short && !session.req_header().headers.contains_key(header::EXPECT) {
+        let downstream = session.as_downstream_mut();
+        downstream.set_close_on_response_before_downstream_finish(false);
+        downstream.set_total_drain_timeout(Some(linger::LONGEST));
+    }
 }
 
 /// Tells a client that waits with its body to send it, when nobody has read it yet: the request goes on. As in

@@ -14,6 +14,7 @@ pub mod exchange;
 pub mod ext_calls;
 pub mod fingerprint;
 pub mod head_lookup;
+pub mod linger;
 pub mod lookup;
 pub mod meta;
 pub mod metrics;

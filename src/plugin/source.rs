@@ -2,7 +2,8 @@
 //!
 //! The framework reads ahead, and what belongs to the next request it would drop or take for an error. So nothing is given
 //! out beyond the request's end; what came behind it waits here for the next one (RFC 9112 §9.3.2). A body that was read
-//! can be read again, and a chunked one must have one meaning only.
+//! can be read again, and a chunked one must have one meaning only. Who drops it while the client may still be sending hears
+//! the client out, so that it sees its answer.
 //!
 //! Invariant: bytes come out in the order in which the client sent them; writing goes straight through.
 
@@ -25,6 +26,7 @@ use pingora::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::linger;
 use crate::net::{
     chunked::{ChunkError, Chunks},
     head::Framing,
@@ -39,6 +41,8 @@ pub struct Source {
     rest: Rest,
     /// What came behind the request.
     ahead: BytesMut,
+    /// Whether the client has ended, or the connection is broken.
+    gone: bool,
 }
 
 /// What is still to come of the request.
@@ -50,6 +54,8 @@ enum Rest {
     Bytes(u64),
     /// The rest of a chunked body.
     Chunks(Chunks),
+    /// Nobody knows how much: it was refused.
+    Lost,
 }
 
 impl Rest {
@@ -58,6 +64,7 @@ impl Rest {
             Self::Open => false,
             Self::Bytes(left) => *left == 0,
             Self::Chunks(chunks) => chunks.is_over(),
+            Self::Lost => true,
         }
     }
 
@@ -71,6 +78,7 @@ impl Rest {
                 Ok(own)
             }
             Self::Chunks(chunks) => chunks.check(bytes),
+            Self::Lost => Ok(0),
         }
     }
 }
@@ -78,7 +86,13 @@ impl Rest {
 impl Source {
     /// A connection that nothing was read from.
     pub fn new(connection: Stream) -> Box<Self> {
-        Box::new(Self { first: Bytes::new(), inner: connection, rest: Rest::Open, ahead: BytesMut::new() })
+        Box::new(Self {
+            first: Bytes::new(),
+            inner: connection,
+            rest: Rest::Open,
+            ahead: BytesMut::new(),
+            gone: false,
+        })
     }
 
     /// The source in a connection that the framework had; a new one if it had none.
@@ -104,11 +118,35 @@ impl Source {
             Framing::Length(length) => Rest::Bytes(length),
             Framing::Chunked => Rest::Chunks(Chunks::default()),
         };
-        let end = head + self.rest.take(&input[head..])?;
+        let end = head + self.own(&input[head..])?;
         if end < input.len() {
             self.ahead = input.split_off(end);
         }
         Ok(())
+    }
+
+    /// The request is refused: what the client may still send of it is no request, either.
+    pub fn refuse(&mut self) {
+        self.rest = Rest::Lost;
+    }
+
+    /// How many of these bytes belong to the request.
+    fn own(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
+        let own = self.rest.take(bytes);
+        if own.is_err() {
+            self.refuse();
+        }
+        own
+    }
+
+    /// Whether the client may be sending something that nobody will read.
+    fn is_heard_out(&self) -> bool {
+        let more = match &self.rest {
+            Rest::Open => false,
+            Rest::Lost => true,
+            Rest::Bytes(_) | Rest::Chunks(_) => !self.rest.is_over() || !self.ahead.is_empty(),
+        };
+        self.gone || !more
     }
 
     /// The body of the running request, which has come as a whole, is read again as `body`.
@@ -140,9 +178,12 @@ impl AsyncRead for Source {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        let room = buf.remaining();
+        let read = ready!(Pin::new(&mut this.inner).poll_read(cx, buf));
         let came = &buf.filled()[before..];
-        let own = this.rest.take(came).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        this.gone = read.is_err() || (came.is_empty() && room > 0);
+        read?;
+        let own = this.own(came).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         if own < came.len() {
             this.ahead.extend_from_slice(&came[own..]);
             buf.set_filled(before + own);
@@ -177,6 +218,15 @@ impl AsyncWrite for Source {
 
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        if !self.is_heard_out() {
+            let none: Stream = Box::new(io::Cursor::new(Vec::new()));
+            linger::close(std::mem::replace(&mut self.inner, none));
+        }
     }
 }
 
@@ -330,6 +380,31 @@ mod tests {
         let mut left = String::new();
         run(rest.read_to_string(&mut left)).expect("text");
         assert_eq!((&ahead[..], &*left), (&b"n"[..], "ext"));
+    }
+
+    #[test]
+    fn who_may_be_sending_is_heard_out() {
+        let begun = |sent: &str, framing| {
+            let mut source = over(b"");
+            let _ = source.begin(&mut BytesMut::from(sent), 1, framing);
+            source.is_heard_out()
+        };
+        assert!(over(b"").is_heard_out(), "no request has begun");
+        assert!(begun("H", Framing::Open));
+        assert!(begun("Hbody", Framing::Length(4)));
+        assert!(begun("H0\r\n\r\n", Framing::Chunked));
+        assert!(!begun("Hbod", Framing::Length(4)));
+        assert!(!begun("Hbody, and the next", Framing::Length(4)));
+        assert!(!begun("H1\r\na", Framing::Chunked));
+        assert!(!begun("Hx", Framing::Chunked), "refused");
+        let mut source = over(b"");
+        source.begin(&mut BytesMut::from("H"), 1, Framing::Length(4)).expect("nothing of it has come");
+        assert!(run(read(&mut source, 9)).expect("an answer").expect("the end").is_empty());
+        assert!(source.is_heard_out(), "it has ended");
+        let mut source = over(b"what is left of it");
+        source.refuse();
+        assert!(run(read(&mut source, 9)).is_none(), "nothing is read of what was refused");
+        assert!(!source.is_heard_out());
     }
 
     #[test]

@@ -83,7 +83,11 @@ pub async fn head(
             match progress.on(&mut input) {
                 Ok(Some((facts, length))) => return Some(begun(source, input, facts, length)),
                 Ok(None) => {}
-                Err(why) => return Some(refused(stream, input, why).await),
+                Err(why) => {
+                    let refused = refused(stream, input, why).await;
+                    source.refuse();
+                    return Some(refused);
+                }
             }
             reading.get_or_insert_with(|| Reading::new(metrics));
         }

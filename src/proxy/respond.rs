@@ -12,6 +12,7 @@ use pingora_proxy::{FailToProxy, Session};
 
 use super::{Ctx, answer::Held, head, media_type, options::Options};
 use crate::plugin::{
+    body,
     exchange::Exchange,
     reply::{Reply, ReplyBody},
     request::HeaderMode,
@@ -43,6 +44,7 @@ pub async fn send(session: &mut Session, ctx: &mut Ctx, options: &Options, reply
     }
     let mut body = Some(body);
     filter(session, ctx, &mut head, &mut body);
+    body::outlive(session);
     write(session, head, body.unwrap_or_default()).await
 }
 
@@ -227,6 +229,7 @@ pub async fn failed(session: &mut Session, ctx: &mut Ctx, options: &Options, err
     tracing::warn!(route, request_id, status, error = %cause, "request failed");
     // Told already.
     reply.reason = None;
+    // The framework leaves the client after a failure, whatever it is told.
     session.as_downstream_mut().set_keepalive(None);
     let begun = session.response_written().is_some_and(|head| !head.status.is_informational());
     if !begun {
