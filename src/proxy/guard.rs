@@ -102,7 +102,10 @@ fn inspect(
 
 /// Slow peers are bounded, and whether the connection outlives the request is decided; [`super::front`] bounds how long.
 fn bound_connection(session: &mut Session, options: &Options) {
+    let is_old = session.req_header().version < Version::HTTP_11;
     let downstream = session.as_downstream_mut();
+    // HTTP/1.0 knows no responses of status 1xx (RFC 9110 §15.2).
+    downstream.set_ignore_info_resp(is_old);
     if downstream.get_keepalive().is_some() {
         let ends = options.draining.load(Ordering::Relaxed) || options.keepalive.is_zero();
         downstream.set_keepalive((!ends).then_some(WITHOUT_TIMER));

@@ -67,18 +67,27 @@ pub async fn head(
     frame(session, head)
 }
 
-/// A filter that takes the length away leaves the body without an end in HTTP/1.1 unless it is chunked.
-fn frame(session: &Session, head: &mut ResponseHeader) -> Result<()> {
+/// Says where the body ends. A filter that takes the length away leaves it without an end in HTTP/1.1 unless it is
+/// chunked; HTTP/1.0 has no chunks, so there it ends with the connection (RFC 9112 §6.1).
+fn frame(session: &mut Session, head: &mut ResponseHeader) -> Result<()> {
     let request = session.req_header();
+    let is_old = request.version < Version::HTTP_11;
+    if is_old {
+        head.remove_header(&header::TRANSFER_ENCODING);
+    }
     let framed = head.headers.contains_key(header::CONTENT_LENGTH)
         || head.headers.contains_key(header::TRANSFER_ENCODING);
     let bodiless = bodiless(head.status)
         || head.status == StatusCode::SWITCHING_PROTOCOLS
         || request.method == Method::HEAD;
-    if framed || bodiless || request.version != Version::HTTP_11 {
+    if framed || bodiless {
         return Ok(());
     }
-    head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    if is_old {
+        session.as_downstream_mut().set_keepalive(None);
+    } else if request.version == Version::HTTP_11 {
+        head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
     Ok(())
 }
 
