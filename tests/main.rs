@@ -26,3 +26,4 @@ mod speaking_3_2;
 mod store;
 mod tidy;
 mod upstream;
+mod wire;

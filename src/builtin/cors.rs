@@ -225,7 +225,7 @@ impl contract::Plugin for Plugin {
     fn header_filter(&self, x: &mut Exchange<'_>, head: &mut ResponseHeader) {
         let origin = x.local::<AskedBy>().0.clone();
         if self.varies {
-            let _ = head.append_header(header::VARY, HeaderValue::from_static("Origin"));
+            let _ = head.append_header("Vary", HeaderValue::from_static("Origin"));
         }
         if let Some(allowed) = self.allowed(origin.as_ref()) {
             fields::put(head, &header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);

@@ -31,7 +31,7 @@ pub struct Config {
 /// The compiled plugin.
 pub struct Plugin {
     text: Text,
-    headers: Vec<(HeaderName, HeaderValue)>,
+    headers: Vec<(HeaderName, Bytes, HeaderValue)>,
 }
 
 enum Text {
@@ -75,17 +75,19 @@ impl contract::Plugin for Plugin {
         let none = Map::new();
         let headers = config.headers.as_ref().and_then(Value::as_object).unwrap_or(&none);
         let scalars = headers.iter().filter_map(|(name, value)| Some((name, fields::scalar(value)?)));
-        let headers = scalars.map(|(name, text)| Ok((fields::name(name)?, fields::value(&text))));
+        let headers = scalars.map(|(name, text)| {
+            Ok((fields::name(name)?, Bytes::copy_from_slice(name.as_bytes()), fields::value(&text)))
+        });
         Ok(Self { text, headers: headers.collect::<Result<_, String>>()? })
     }
 
     fn header_filter(&self, _x: &mut Exchange<'_>, head: &mut ResponseHeader) {
         fields::body_modified(head);
-        for (name, value) in &self.headers {
+        for (name, letters, value) in &self.headers {
             if value.is_empty() {
                 head.remove_header(name);
             } else {
-                fields::put(head, name, value.clone());
+                fields::put_as(head, letters.clone(), value.clone());
             }
         }
     }

@@ -199,9 +199,9 @@ fn set_headers(head: &mut ResponseHeader, entries: &[Entry]) {
         let named = |earlier: &Entry| earlier.name.eq_ignore_ascii_case(&entry.name);
         if entries[..at].iter().any(named) {
             // Fails only beyond the 32,768 distinct names a header map can hold: then the header stays out.
-            let _ = head.append_header(name, value);
+            let _ = head.append_header(ext_plugin::in_lower_case(&name), value);
         } else {
-            fields::put(head, &name, value);
+            fields::put_as(head, ext_plugin::in_lower_case(&name), value);
         }
     }
 }

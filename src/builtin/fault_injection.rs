@@ -176,7 +176,7 @@ impl Abort {
             Some(body) => Reply::bytes(self.status, body.render(x).into_owned()),
             None => Reply::status(self.status),
         };
-        for Field { name, value } in &self.headers {
+        for Field { name, value, .. } in &self.headers {
             let text = value.render(x);
             if !text.is_empty() {
                 reply = reply.with_header(name.clone(), fields::value(&text));

@@ -166,11 +166,11 @@ impl contract::Plugin for Plugin {
         if let Some(mock_by) = &self.mock_by {
             reply.headers.push((header::HeaderName::from_static("x-mock-by"), mock_by.clone()));
         }
-        for Field { name, value } in &self.headers {
+        for Field { name, letters, value } in &self.headers {
             let text = value.render(x);
             if !text.is_empty() {
                 let value = fields::value(&text);
-                x.add_response_header(name.clone(), value);
+                x.add_response_header_as(letters.clone(), name.clone(), value);
             }
         }
         if let Some(delay) = self.delay {

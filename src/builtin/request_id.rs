@@ -7,6 +7,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
 use serde::Deserialize;
@@ -88,6 +89,8 @@ fn default_include() -> bool {
 /// The compiled configuration.
 pub struct Plugin {
     header: HeaderName,
+    /// The header's name as it is configured.
+    letters: Bytes,
     include_in_response: bool,
     algorithm: Algorithm,
     length: usize,
@@ -132,7 +135,9 @@ impl contract::Plugin for Plugin {
         if HeaderValue::from_bytes(char_set.as_bytes()).is_err() {
             return Err("range_id.char_set has characters that cannot stand in a header".into());
         }
+        let letters = Bytes::copy_from_slice(config.header_name.as_bytes());
         Ok(Self {
+            letters,
             header: HeaderName::try_from(config.header_name)
                 .map_err(|_| "header_name is no name of a header".to_owned())?,
             include_in_response: config.include_in_response,
@@ -164,7 +169,7 @@ impl contract::Plugin for Plugin {
         let Some(given) = x.take_local::<Given>().and_then(|given| given.0) else { return };
         if head.headers.get(&self.header).is_none_or(HeaderValue::is_empty) {
             // Fails only beyond the 32,768 distinct names a header map can hold: then the id stays out.
-            let _ = head.insert_header(self.header.clone(), given);
+            let _ = head.insert_header(self.letters.clone(), given);
         }
     }
 }

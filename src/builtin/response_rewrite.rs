@@ -417,13 +417,13 @@ impl Edits {
     }
 
     fn apply(&self, x: &Exchange<'_>, head: &mut ResponseHeader) {
-        for Field { name, value } in &self.add {
-            let text = value.render(&HeadLookup::new(x, head)).into_owned();
-            fields::add(head, name, &text);
+        for field in &self.add {
+            let text = field.value.render(&HeadLookup::new(x, head)).into_owned();
+            fields::add(head, field, &text);
         }
-        for Field { name, value } in &self.set {
-            let text = value.render(&HeadLookup::new(x, head)).into_owned();
-            fields::set(head, name, &text);
+        for field in &self.set {
+            let text = field.value.render(&HeadLookup::new(x, head)).into_owned();
+            fields::set(head, field, &text);
         }
         for name in &self.remove {
             head.remove_header(name);

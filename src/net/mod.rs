@@ -13,6 +13,7 @@ pub mod host;
 pub mod host_pattern;
 pub mod ip_set;
 pub mod ip_text;
+pub mod letters;
 pub mod lossless;
 pub mod request_line;
 pub mod uri;

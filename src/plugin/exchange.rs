@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     compat::Compat,
-    net::args,
+    net::{args, letters},
     vars::{
         template::Template,
         var::{Lookup, Var},
@@ -92,12 +92,12 @@ impl<'a> Exchange<'a> {
     /// Sets a request header, replacing all of its name: later plugins and the upstream see it.
     pub fn set_header(&mut self, name: &HeaderName, value: HeaderValue) {
         // Fails only beyond the 32,768 distinct names a header map can hold: then the header stays out.
-        let _ = self.session.req_header_mut().insert_header(name.clone(), value);
+        let _ = self.session.req_header_mut().insert_header(letters::of(name), value);
     }
 
     /// Adds a request header beside others of its name.
     pub fn add_header(&mut self, name: &HeaderName, value: HeaderValue) {
-        let _ = self.session.req_header_mut().append_header(name.clone(), value);
+        let _ = self.session.req_header_mut().append_header(letters::of(name), value);
     }
 
     /// Removes a request header.
@@ -164,6 +164,12 @@ impl<'a> Exchange<'a> {
     /// Sets a header of the response to come; in HTTP/1 its name leaves in these letters.
     pub fn set_response_header_as(&mut self, letters: Bytes, name: HeaderName, value: HeaderValue) {
         let field = ResponseField { name, letters: Some(letters), value, mode: HeaderMode::Set };
+        self.ctx.set_response_field(field);
+    }
+
+    /// The same beside others of its name.
+    pub fn add_response_header_as(&mut self, letters: Bytes, name: HeaderName, value: HeaderValue) {
+        let field = ResponseField { name, letters: Some(letters), value, mode: HeaderMode::Append };
         self.ctx.set_response_field(field);
     }
 

@@ -4,7 +4,10 @@ use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::{Result, http::ResponseHeader};
 
 use super::{Ctx, options::Options};
-use crate::plugin::request::{HeaderMode, ResponseField};
+use crate::{
+    net::letters,
+    plugin::request::{HeaderMode, ResponseField},
+};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 pub(super) const X_APISIX_UPSTREAM_STATUS: HeaderName = HeaderName::from_static("x-apisix-upstream-status");
@@ -18,6 +21,12 @@ pub fn dress(ctx: &mut Ctx, options: &Options, head: &mut ResponseHeader) -> Res
     if head.headers.contains_key(&KEEP_ALIVE) {
         head.remove_header(&KEEP_ALIVE);
     }
+    // Where there are several they are the same, or the framework had not taken them.
+    if head.headers.len() > head.headers.keys_len()
+        && let Some(length) = head.headers.get(header::CONTENT_LENGTH).cloned()
+    {
+        head.insert_header(header::CONTENT_LENGTH, length)?;
+    }
     // A node that speaks HTTP/1.0 must not make the client's connection one.
     head.set_version(Version::HTTP_11);
     head.insert_header(header::SERVER, options.server.clone())?;
@@ -25,7 +34,7 @@ pub fn dress(ctx: &mut Ctx, options: &Options, head: &mut ResponseHeader) -> Res
     let status = ctx.request.upstream.tries.last().and_then(|last| last.status);
     let status = status.unwrap_or_else(|| head.status.as_u16());
     if options.show_upstream_status || (500..=599).contains(&status) {
-        head.insert_header(X_APISIX_UPSTREAM_STATUS, statuses(ctx, status))?;
+        head.insert_header(letters::of(&X_APISIX_UPSTREAM_STATUS), statuses(ctx, status))?;
     }
     ctx.request.status = Some(head.status.as_u16());
     join_headers(ctx, head)
@@ -48,13 +57,13 @@ pub fn join_headers(ctx: &mut Ctx, head: &mut ResponseHeader) -> Result<()> {
         // Beside an upstream's header of the same name, as nginx does; but one Content-Type is enough.
         match (mode, letters) {
             (HeaderMode::Set, _) if name == header::CONTENT_TYPE || name == header::LOCATION => {
-                head.insert_header(name, value)?;
+                head.insert_header(letters::of(&name), value)?;
             }
             (_, Some(letters)) => {
                 head.append_header(letters, value)?;
             }
             (_, None) => {
-                head.append_header(name, value)?;
+                head.append_header(letters::of(&name), value)?;
             }
         }
     }

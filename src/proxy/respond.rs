@@ -11,6 +11,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::{FailToProxy, Session};
 
 use super::{Ctx, answer::Held, head, media_type, options::Options};
+use crate::net::letters;
 use crate::plugin::{
     body,
     exchange::Exchange,
@@ -40,7 +41,7 @@ pub async fn send(session: &mut Session, ctx: &mut Ctx, options: &Options, reply
     }
     head::join_headers(ctx, &mut head)?;
     for (name, value) in reply.headers {
-        head.insert_header(name, value)?;
+        head.insert_header(letters::of(&name), value)?;
     }
     let mut body = Some(body);
     filter(session, ctx, &mut head, &mut body);

@@ -35,7 +35,6 @@ use crate::{
         exchange::Exchange,
         ext_calls::{self, ExtCall},
         reply::{CONTINUE, Flow, Reply, ReplyBody},
-        request::HeaderMode,
     },
     vars::var::Var,
 };
@@ -375,18 +374,21 @@ fn set_request_header(entry: &Entry, x: &mut Exchange<'_>) {
     }
 }
 
+/// The letters in which a response's header leaves that a runner set. APISIX: `str_lower(entry:Name())`.
+pub fn in_lower_case(name: &HeaderName) -> Bytes {
+    Bytes::copy_from_slice(name.as_str().as_bytes())
+}
+
 /// Sets headers of the response to come: the first of a name replaces, later ones stand beside it, one without a
 /// value removes. Those in `not` are left alone.
 fn set_response_headers(entries: &[Entry], not: &[HeaderName], x: &mut Exchange<'_>) {
     let mut seen: Vec<HeaderName> = Vec::new();
-    for (name, value) in entries.iter().filter_map(field) {
-        if not.contains(&name) {
-            continue;
-        }
-        let first = !seen.contains(&name);
+    for entry in entries {
+        let Some((name, value)) = field(entry).filter(|(name, _)| !not.contains(name)) else { continue };
+        let (first, letters) = (!seen.contains(&name), in_lower_case(&name));
         match value {
-            Some(value) if first => x.ctx.set_response_header(name.clone(), value, HeaderMode::Set),
-            Some(value) => x.ctx.set_response_header(name.clone(), value, HeaderMode::Append),
+            Some(value) if first => x.set_response_header_as(letters, name.clone(), value),
+            Some(value) => x.add_response_header_as(letters, name.clone(), value),
             None => x.ctx.response_headers.retain(|other| other.name != name),
         }
         if first {

@@ -2,16 +2,24 @@
 //!
 //! Invariant: no text of a request or a configuration reaches a header unescaped; see [`value`].
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
 use serde_json::{Map, Value};
 
-use crate::{net::lossless, plugin::exchange::Exchange, schema::lua, vars::template::Template};
+use crate::{
+    net::{letters, lossless},
+    plugin::exchange::Exchange,
+    schema::lua,
+    vars::template::Template,
+};
 
 /// A header whose value may hold variables.
 pub struct Field {
     /// Its name.
     pub name: HeaderName,
+    /// The name as it is written.
+    pub letters: Bytes,
     /// Its value.
     pub value: Template,
 }
@@ -22,7 +30,8 @@ impl Field {
     /// # Errors
     /// The name is none that HTTP allows.
     pub fn new(name_text: &str, value: &str) -> Result<Field, String> {
-        Ok(Field { name: name(name_text)?, value: Template::parse(value) })
+        let letters = Bytes::copy_from_slice(name_text.as_bytes());
+        Ok(Field { name: name(name_text)?, letters, value: Template::parse(value) })
     }
 }
 
@@ -105,25 +114,30 @@ pub fn scalar(value: &Value) -> Option<String> {
 }
 
 /// Sets a response header; an empty value removes it, as in nginx.
-pub fn set(head: &mut ResponseHeader, name: &HeaderName, text: &str) {
+pub fn set(head: &mut ResponseHeader, field: &Field, text: &str) {
     if text.is_empty() {
-        head.remove_header(name);
+        head.remove_header(&field.name);
     } else {
-        put(head, name, value(text));
+        put_as(head, field.letters.clone(), value(text));
     }
 }
 
 /// Adds a response header beside others of its name; nothing for an empty value, as in nginx.
-pub fn add(head: &mut ResponseHeader, name: &HeaderName, text: &str) {
+pub fn add(head: &mut ResponseHeader, field: &Field, text: &str) {
     if !text.is_empty() {
         // Fails only beyond the 32,768 distinct names a header map can hold: then the header stays out.
-        let _ = head.append_header(name, value(text));
+        let _ = head.append_header(field.letters.clone(), value(text));
     }
 }
 
 /// Sets a response header to a value made before.
 pub fn put(head: &mut ResponseHeader, name: &HeaderName, value: HeaderValue) {
-    let _ = head.insert_header(name, value);
+    put_as(head, letters::of(name), value);
+}
+
+/// The same, with its name in these letters in HTTP/1.
+pub fn put_as(head: &mut ResponseHeader, letters: Bytes, value: HeaderValue) {
+    let _ = head.insert_header(letters, value);
 }
 
 /// Removes what described a body that is about to be changed.
@@ -171,15 +185,16 @@ mod tests {
     #[test]
     fn empty_values_remove() {
         let mut head = ResponseHeader::build(200, None).unwrap();
-        let name = HeaderName::from_static("x-a");
-        add(&mut head, &name, "1");
-        add(&mut head, &name, "");
-        add(&mut head, &name, "2");
-        assert_eq!(head.headers.get_all(&name).iter().count(), 2);
-        set(&mut head, &name, "3");
-        assert_eq!(head.headers.get_all(&name).iter().count(), 1);
-        set(&mut head, &name, "");
-        assert!(head.headers.get(&name).is_none());
+        let field = Field::new("x-a", "").unwrap();
+        let name = &field.name;
+        add(&mut head, &field, "1");
+        add(&mut head, &field, "");
+        add(&mut head, &field, "2");
+        assert_eq!(head.headers.get_all(name).iter().count(), 2);
+        set(&mut head, &field, "3");
+        assert_eq!(head.headers.get_all(name).iter().count(), 1);
+        set(&mut head, &field, "");
+        assert!(head.headers.get(name).is_none());
     }
 
     #[test]
