@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 /// More than a connection holds while nobody reads.
-const LARGE: usize = 20 * 1024 * 1024;
+const LARGE: usize = 12 * 1024 * 1024;
 
 fn route(plugins: Value) -> Value {
     let nobody = format!("127.0.0.1:{}", free_port());

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::{
     Gate,
     client::Connection,
-    gateway::Gateway,
+    gateway::{Gateway, Setup},
     upstream::{Seen, Upstream},
 };
 
@@ -116,4 +116,20 @@ fn what_follows_the_last_request_is_not_served() {
     client.response().expect(200);
     assert!(client.ends());
     assert_eq!(upstream.count(), 1);
+}
+
+#[test]
+fn the_access_log_tells() {
+    let upstream = telling();
+    let routes = json!({"routes": [{"id": "1", "uri": "/*", "upstream": upstream.resource()}]});
+    let setup = Setup::file(routes).set("nginx_config.http.access_log_format", "$uri $pipe");
+    let gateway = setup.set("nginx_config.http.access_log_buffer", 1).start();
+    let mut client = Connection::open(gateway.ports.http);
+    client.raw(&[sent("/1", None), sent("/2", None)].concat());
+    client.response().expect(200);
+    client.response().expect(200);
+    client.raw(&sent("/3", None)).response().expect(200);
+    let lines = || std::fs::read_to_string(gateway.path("logs/access.log")).unwrap_or_default();
+    crate::support::eventually("three lines", || lines().lines().count() == 3);
+    assert_eq!(lines(), "/1 .\n/2 p\n/3 .\n");
 }

@@ -26,7 +26,7 @@ pub struct Format {
 enum Part {
     Text(Box<[u8]>),
     Var(Var),
-    /// `$pipe`: whether the request was pipelined, which nobody notes.
+    /// `$pipe`: `p` for a request that was pipelined, else `.`.
     Pipe,
 }
 
@@ -61,7 +61,7 @@ impl Format {
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.extend_from_slice(text),
-                Part::Pipe => out.push(b'.'),
+                Part::Pipe => out.push(if x.ctx.pipelined { b'p' } else { b'.' }),
                 Part::Var(var) => self.value(out, var, x),
             }
         }

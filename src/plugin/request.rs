@@ -145,6 +145,8 @@ pub struct UpstreamState {
 
 /// One request.
 pub struct RequestCtx {
+    /// Whether it came before its predecessor on the connection was answered.
+    pub pipelined: bool,
     /// When its head was read.
     pub started: Instant,
     /// The same by the clock on the wall.
@@ -219,6 +221,7 @@ impl RequestCtx {
             server: nowhere,
             scheme: "http",
             peer_trusted: false,
+            pipelined: false,
             path: None,
             sent_line: None,
             edits: Edits::default(),

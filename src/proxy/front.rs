@@ -12,7 +12,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, LazyLock, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -28,7 +28,7 @@ use pingora_proxy::HttpProxy;
 
 use super::{
     Gateway,
-    incoming::{self, Incoming, Refused},
+    incoming::{self, Incoming, Known, Refused},
 };
 use crate::plugin::{metrics::Metrics, source::Source};
 
@@ -73,11 +73,14 @@ impl Drop for Open<'_> {
 struct Connection {
     /// Since when it waits for its next request, in milliseconds since [`ZERO`].
     idle: AtomicU64,
-    /// Whether the request that begins now may have one of the headers that only the gateway writes.
-    claims: AtomicBool,
+    /// What is known of the request that begins now: [`CLAIMS`], [`PIPELINED`].
+    known: AtomicU8,
     /// Why the request that begins now is none; it is the last one.
     refused: OnceLock<Refused>,
 }
+
+const CLAIMS: u8 = 1;
+const PIPELINED: u8 = 2;
 
 /// Stands for no time: there is a request, or there was none yet, for which there is a timer of its own.
 const BUSY: u64 = u64::MAX;
@@ -94,9 +97,8 @@ tokio::task_local! {
 
 /// How a request begins.
 pub enum Begun {
-    /// As it should. Whether the client may have sent one of the headers that only the gateway writes; `None`: nobody
-    /// looked, as in a stream of HTTP/2.
-    Well(Option<bool>),
+    /// As it should. `None`: nobody looked at its head, as in a stream of HTTP/2.
+    Well(Option<Known>),
     /// The connection is being closed this very moment, and the client must find that nothing was done.
     TooLate,
     /// It was no request.
@@ -119,7 +121,7 @@ fn since_zero(at: Instant) -> u64 {
 
 impl Connection {
     fn new() -> Self {
-        Self { idle: AtomicU64::new(BUSY), claims: AtomicBool::new(true), refused: OnceLock::new() }
+        Self { idle: AtomicU64::new(BUSY), known: AtomicU8::new(CLAIMS), refused: OnceLock::new() }
     }
 
     fn begin(&self) -> Begun {
@@ -129,15 +131,19 @@ impl Connection {
                 Some(refused) => Begun::Refused(Box::new(refused.clone())),
                 None => Begun::Well(None),
             },
-            _ => Begun::Well(Some(self.claims.load(Ordering::Relaxed))),
+            _ => {
+                let known = self.known.load(Ordering::Relaxed);
+                Begun::Well(Some(Known { claims: known & CLAIMS != 0, pipelined: known & PIPELINED != 0 }))
+            }
         }
     }
 
     /// Tells the request that begins next what is known of it; what the framework reads.
     fn receive(&self, incoming: Incoming) -> BytesMut {
         match incoming {
-            Incoming::Request(head, claims) => {
-                self.claims.store(claims, Ordering::Relaxed);
+            Incoming::Request(head, Known { claims, pipelined }) => {
+                let known = (u8::from(claims) * CLAIMS) | (u8::from(pipelined) * PIPELINED);
+                self.known.store(known, Ordering::Relaxed);
                 head
             }
             Incoming::Refused(stand_in, refused) => {
@@ -311,10 +317,11 @@ mod tests {
     #[tokio::test]
     async fn what_a_head_says_is_told() {
         let connection = Arc::new(Connection::new());
-        for claims in [false, true] {
-            connection.receive(Incoming::Request(BytesMut::new(), claims));
+        for (claims, pipelined) in [(false, false), (true, false), (false, true), (true, true)] {
+            let known = Known { claims, pipelined };
+            connection.receive(Incoming::Request(BytesMut::new(), known));
             let begun = CONNECTION.scope(connection.clone(), async { begin() }).await;
-            assert!(matches!(begun, Begun::Well(Some(told)) if told == claims));
+            assert!(matches!(begun, Begun::Well(Some(told)) if told == known), "{known:?}");
         }
     }
 }

@@ -24,12 +24,20 @@ use crate::{
     plugin::{metrics::Metrics, source::Source},
 };
 
+/// What is known of a request before its head is parsed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Known {
+    /// The client may have sent one of the headers that only the gateway writes.
+    pub claims: bool,
+    /// It came, in part at least, before its predecessor was answered.
+    pub pipelined: bool,
+}
+
 /// What came in.
 #[derive(Debug)]
 pub enum Incoming {
-    /// A request, with what was read of its body, and whether the client may have sent one of the headers that only
-    /// the gateway writes.
-    Request(BytesMut, bool),
+    /// A request, with what was read of its body.
+    Request(BytesMut, Known),
     /// None; the bytes are of one that stands in for it.
     Refused(BytesMut, Box<Refused>),
 }
@@ -76,12 +84,16 @@ pub async fn head(
     metrics: &Metrics,
 ) -> Option<Incoming> {
     let (mut input, stream) = source.upcoming();
+    let pipelined = !input.is_empty();
     let mut reading = None;
     let mut progress = Progress::Begins;
     loop {
         if !input.is_empty() {
             match progress.on(&mut input) {
-                Ok(Some((facts, length))) => return Some(begun(source, input, facts, length)),
+                Ok(Some((facts, length))) => {
+                    let known = Known { claims: facts.claims, pipelined };
+                    return Some(begun(source, input, facts, length, known));
+                }
                 Ok(None) => {}
                 Err(why) => {
                     let refused = refused(stream, input, why).await;
@@ -104,9 +116,9 @@ pub async fn head(
     }
 }
 
-fn begun(source: &mut Source, mut input: BytesMut, facts: Facts, head: usize) -> Incoming {
+fn begun(source: &mut Source, mut input: BytesMut, facts: Facts, head: usize, known: Known) -> Incoming {
     match source.begin(&mut input, head, facts.framing) {
-        Ok(()) => Incoming::Request(input, facts.claims),
+        Ok(()) => Incoming::Request(input, known),
         Err(_) => {
             let why = Refusal { status: 400, reason: "malformed chunked body" };
             let line = first(&input).into();

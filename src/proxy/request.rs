@@ -10,7 +10,7 @@ use super::{
     Ctx, Gateway,
     front::{self, Begun},
     guard::{self, HostName},
-    incoming::Refused,
+    incoming::{Known, Refused},
     options::Options,
     respond, upstream,
 };
@@ -43,7 +43,7 @@ pub async fn filter(gateway: &Gateway, session: &mut Session, ctx: &mut Ctx) -> 
             return late.map_err(Error::into_down);
         }
         Begun::Refused(refused) => ControlFlow::Break(refuse(gateway, session, ctx, *refused)),
-        Begun::Well(facts) => run(gateway, session, ctx, &snapshot, facts).await,
+        Begun::Well(known) => run(gateway, session, ctx, &snapshot, known).await,
     };
     match outcome {
         ControlFlow::Continue(()) => {
@@ -69,9 +69,11 @@ async fn run(
     session: &mut Session,
     ctx: &mut Ctx,
     snapshot: &Arc<Snapshot>,
-    claims: Option<bool>,
+    known: Option<Known>,
 ) -> Flow {
     ctx.request.body_limit = gateway.options.max_buffered_body;
+    ctx.request.pipelined = known.is_some_and(|known| known.pipelined);
+    let claims = known.map(|known| known.claims);
     let admitted = match guard::admit(session, &mut ctx.request, &gateway.options, claims) {
         Ok(admitted) => admitted,
         Err(reply) => return reply.into(),
