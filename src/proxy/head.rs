@@ -22,9 +22,9 @@ pub fn dress(ctx: &mut Ctx, options: &Options, head: &mut ResponseHeader) -> Res
         head.remove_header(&KEEP_ALIVE);
     }
     // Where there are several they are the same, or the framework had not taken them.
-    if head.headers.len() > head.headers.keys_len()
-        && let Some(length) = head.headers.get(header::CONTENT_LENGTH).cloned()
-    {
+    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
+    if let (Some(length), Some(_)) = (lengths.next(), lengths.next()) {
+        let length = length.clone();
         head.insert_header(header::CONTENT_LENGTH, length)?;
     }
     // A node that speaks HTTP/1.0 must not make the client's connection one.
