@@ -16,6 +16,7 @@ check:
 test: ## installs what the tests need, then runs all of them
 	.ci/setup test
 	cargo test --locked --no-fail-fast
+	CARGO_TARGET_DIR=$${CARGO_TARGET_DIR:-target} cargo test --locked --manifest-path tests/fuzz/Cargo.toml
 	.ci/runners test
 
 fuzz: ## all fuzz targets with a sanitizer, a minute each; see tests/fuzz/README.md

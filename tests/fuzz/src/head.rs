@@ -1,6 +1,6 @@
 //! Header lines: a head that is taken ends with the first empty line, and nothing in it can be read in another way.
 
-use portcullis::net::head::{MAX_HEAD, MAX_LINES, is_harmless, judge};
+use portcullis::net::head::{Framing, MAX_HEAD, MAX_LINES, is_harmless, judge};
 
 /// Judges a head.
 pub fn run(data: &[u8]) {
@@ -19,7 +19,7 @@ pub fn run(data: &[u8]) {
         if chunked || name.eq_ignore_ascii_case("content-length") {
             framings += 1;
             assert!(!is_harmless(line.as_bytes()));
-            assert_eq!(chunked, facts.chunked);
+            assert_eq!(chunked, facts.framing == Framing::Chunked);
             assert!(chunked || value.trim().parse::<u64>().is_ok(), "{line:?}");
         }
         assert!(facts.claims || !name.to_ascii_lowercase().starts_with('x'), "{line:?}");

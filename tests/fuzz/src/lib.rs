@@ -37,8 +37,11 @@ mod smoke;
 pub mod target;
 pub mod template;
 
+/// Takes an input, and panics when the invariant of its module is broken.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("admin_body", admin_body::run),
     ("args", args::run),
     ("basic_auth", basic_auth::run),
