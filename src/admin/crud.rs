@@ -293,9 +293,7 @@ impl Admin {
 
     /// A good resource as it is stored, after the dry run.
     fn ready(&self, key: &Key, mut value: Value) -> Result<Value, AdminError> {
-        if let Some(reason) = resource::stranger(key.kind(), &value, self.control.env().compat) {
-            tracing::warn!(resource = %key, reason, "a part of this resource has no effect");
-        }
+        resource::tell_strangers(key, &value, self.control.env().compat);
         self.complete(key.kind(), &mut value);
         if self.control.env().compat.echoes_defaults() {
             self.fill_defaults(key.kind(), &mut value);

@@ -6,7 +6,7 @@
 //! headers behind it, too, and only on the first request.
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -31,7 +31,7 @@ pub struct Config {
 /// The compiled plugin.
 pub struct Plugin {
     text: Text,
-    headers: Vec<(HeaderName, Bytes, HeaderValue)>,
+    headers: Vec<(fields::Name, HeaderValue)>,
 }
 
 enum Text {
@@ -75,19 +75,17 @@ impl contract::Plugin for Plugin {
         let none = Map::new();
         let headers = config.headers.as_ref().and_then(Value::as_object).unwrap_or(&none);
         let scalars = headers.iter().filter_map(|(name, value)| Some((name, fields::scalar(value)?)));
-        let headers = scalars.map(|(name, text)| {
-            Ok((fields::name(name)?, Bytes::copy_from_slice(name.as_bytes()), fields::value(&text)))
-        });
+        let headers = scalars.map(|(name, text)| Ok((fields::written(name)?, fields::value(&text))));
         Ok(Self { text, headers: headers.collect::<Result<_, String>>()? })
     }
 
     fn header_filter(&self, _x: &mut Exchange<'_>, head: &mut ResponseHeader) {
         fields::body_modified(head);
-        for (name, letters, value) in &self.headers {
+        for (name, value) in &self.headers {
             if value.is_empty() {
-                head.remove_header(name);
+                head.remove_header(&name.key);
             } else {
-                fields::put_as(head, letters.clone(), value.clone());
+                fields::put_as(head, name.letters.clone(), value.clone());
             }
         }
     }

@@ -176,10 +176,10 @@ impl Abort {
             Some(body) => Reply::bytes(self.status, body.render(x).into_owned()),
             None => Reply::status(self.status),
         };
-        for Field { name, value, .. } in &self.headers {
+        for Field { name, value } in &self.headers {
             let text = value.render(x);
             if !text.is_empty() {
-                reply = reply.with_header(name.clone(), fields::value(&text));
+                reply = reply.with_header(name.key.clone(), fields::value(&text));
             }
         }
         reply.because("injected fault").classed(Class::Other)

@@ -10,12 +10,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::shared::{
     counter::{self, Counters, Scope, Slot},
+    header::Name,
     limit::{self, Amount, AmountConfig, KeyType, Least, LimitKey, Policy, Rejection},
 };
 use crate::{
@@ -132,15 +133,9 @@ struct Rule {
     count: Amount,
     time_window: Amount,
     key: LimitKey,
-    headers: [Cased; 3],
+    headers: [Name; 3],
     /// The header value of `count`, if it is always the same.
     limit: Option<HeaderValue>,
-}
-
-/// A header's name, and the letters in which it leaves in HTTP/1: APISIX's clients see them as they are configured.
-struct Cased {
-    name: HeaderName,
-    letters: Bytes,
 }
 
 impl contract::Plugin for Plugin {
@@ -304,7 +299,8 @@ impl Rule {
         key: LimitKey,
         names: [String; 3],
     ) -> Result<Self, String> {
-        let [limit, remaining, reset] = names.map(Cased::new);
+        let [limit, remaining, reset] =
+            names.map(|text| Name::parse(&text).ok_or_else(|| format!("\"{text}\" is no header name")));
         let count = Amount::from(count.clone());
         let fixed = match count {
             Amount::Number(count) => Some(integer(count)),
@@ -326,18 +322,6 @@ impl Rule {
         let count = self.count.find(Least::One, x)?;
         let time_window = self.time_window.find(Least::One, x)?;
         Ok(Charge { key, count, time_window })
-    }
-}
-
-impl Cased {
-    fn new(text: String) -> Result<Self, String> {
-        let name =
-            HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("\"{text}\" is no header name"))?;
-        Ok(Self { name, letters: text.into() })
-    }
-
-    fn set(&self, value: HeaderValue, x: &mut Exchange<'_>) {
-        x.set_response_header_as(self.letters.clone(), self.name.clone(), value);
     }
 }
 

@@ -134,10 +134,10 @@ impl contract::Plugin for Plugin {
         let mut content_type = fields::value(&config.content_type);
         // There is one Content-Type only, and nginx takes the later one.
         headers.retain(|field| {
-            if field.name == header::CONTENT_TYPE {
+            if field.name.key == header::CONTENT_TYPE {
                 content_type = fields::value(field.value.source());
             }
-            field.name != header::CONTENT_TYPE
+            field.name.key != header::CONTENT_TYPE
         });
         let mock_by =
             config.with_mock_header.then(|| fields::value(&format!("APISIX/{}", env.compat.version())));
@@ -166,11 +166,11 @@ impl contract::Plugin for Plugin {
         if let Some(mock_by) = &self.mock_by {
             reply.headers.push((header::HeaderName::from_static("x-mock-by"), mock_by.clone()));
         }
-        for Field { name, letters, value } in &self.headers {
+        for Field { name, value } in &self.headers {
             let text = value.render(x);
             if !text.is_empty() {
                 let value = fields::value(&text);
-                x.add_response_header_as(letters.clone(), name.clone(), value);
+                x.add_response_header_as(name.letters.clone(), name.key.clone(), value);
             }
         }
         if let Some(delay) = self.delay {

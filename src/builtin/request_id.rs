@@ -7,12 +7,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::shared::header::Name;
 use crate::plugin::{
     contract,
     env::BuildEnv,
@@ -88,9 +88,7 @@ fn default_include() -> bool {
 
 /// The compiled configuration.
 pub struct Plugin {
-    header: HeaderName,
-    /// The header's name as it is configured.
-    letters: Bytes,
+    header: Name,
     include_in_response: bool,
     algorithm: Algorithm,
     length: usize,
@@ -135,11 +133,9 @@ impl contract::Plugin for Plugin {
         if HeaderValue::from_bytes(char_set.as_bytes()).is_err() {
             return Err("range_id.char_set has characters that cannot stand in a header".into());
         }
-        let letters = Bytes::copy_from_slice(config.header_name.as_bytes());
         Ok(Self {
-            letters,
-            header: HeaderName::try_from(config.header_name)
-                .map_err(|_| "header_name is no name of a header".to_owned())?,
+            header: Name::parse(&config.header_name)
+                .ok_or_else(|| "header_name is no name of a header".to_owned())?,
             include_in_response: config.include_in_response,
             algorithm: config.algorithm,
             length: config.range_id.length,
@@ -148,13 +144,13 @@ impl contract::Plugin for Plugin {
     }
 
     async fn rewrite(&self, x: &mut Exchange<'_>) -> Flow {
-        let came = x.session.req_header().headers.get(&self.header).filter(|value| !value.is_empty());
+        let came = x.session.req_header().headers.get(&self.header.key).filter(|value| !value.is_empty());
         let value = match came {
             Some(value) => value.clone(),
             None => {
                 let id = self.make();
                 let Ok(value) = HeaderValue::try_from(id) else { return CONTINUE };
-                x.set_header(&self.header, value.clone());
+                x.set_header(&self.header.key, value.clone());
                 value
             }
         };
@@ -167,9 +163,9 @@ impl contract::Plugin for Plugin {
 
     fn header_filter(&self, x: &mut Exchange<'_>, head: &mut ResponseHeader) {
         let Some(given) = x.take_local::<Given>().and_then(|given| given.0) else { return };
-        if head.headers.get(&self.header).is_none_or(HeaderValue::is_empty) {
+        if head.headers.get(&self.header.key).is_none_or(HeaderValue::is_empty) {
             // Fails only beyond the 32,768 distinct names a header map can hold: then the id stays out.
-            let _ = head.insert_header(self.letters.clone(), given);
+            let _ = head.insert_header(self.header.letters.clone(), given);
         }
     }
 }
@@ -312,8 +308,8 @@ mod tests {
             let id = x.ctx.request_id.clone().expect("an id");
             let mut head = testing::response(200, answered);
             contract::Plugin::header_filter(&plugin, x, &mut head);
-            let response = head.headers.get(&plugin.header).map(|value| value.to_str().unwrap());
-            assert_eq!(x.header(&plugin.header), Some(&*id));
+            let response = head.headers.get(&plugin.header.key).map(|value| value.to_str().unwrap());
+            assert_eq!(x.header(&plugin.header.key), Some(&*id));
             assert!(told(&id, response), "{id} {response:?}");
         });
     }

@@ -235,9 +235,15 @@ pub fn check(kind: Kind, value: &Value, compat: Compat) -> Result<(), String> {
     check_extra(kind, value, compat, &|_| None)
 }
 
-/// Why today's APISIX would refuse a resource that passed [`check_schema`]: it has something in it that is without
-/// effect, perhaps a member whose name is not what was meant.
-pub fn stranger(kind: Kind, value: &Value, compat: Compat) -> Option<String> {
+/// Warns of what today's APISIX would refuse in a resource that passed [`check_schema`]: it is without effect, perhaps a
+/// member whose name is not what was meant.
+pub fn tell_strangers(key: &Key, value: &Value, compat: Compat) {
+    if let Some(reason) = stranger(key.kind(), value, compat) {
+        tracing::warn!(resource = %key, reason, "a part of this resource has no effect");
+    }
+}
+
+fn stranger(kind: Kind, value: &Value, compat: Compat) -> Option<String> {
     if compat.judges_strictly() {
         return None;
     }

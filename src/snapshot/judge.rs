@@ -32,9 +32,7 @@ pub fn resource(
         _ => {}
     }
     resource::check(key.kind(), value, env.compat)?;
-    if let Some(reason) = resource::stranger(key.kind(), value, env.compat) {
-        tracing::warn!(resource = %key, reason, "a part of this resource has no effect");
-    }
+    resource::tell_strangers(key, value, env.compat);
     let of = side(key.kind());
     let plugins = value.get("plugins").and_then(Value::as_object);
     for (name, conf) in plugins.into_iter().flatten() {

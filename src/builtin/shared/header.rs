@@ -14,12 +14,31 @@ use crate::{
     vars::template::Template,
 };
 
+/// A header's name as somebody wrote it: APISIX's clients see it in these letters.
+pub struct Name {
+    /// Whatever its letters.
+    pub key: HeaderName,
+    /// In which it leaves in HTTP/1.
+    pub letters: Bytes,
+}
+
+impl Name {
+    /// `None`: it is none that HTTP allows.
+    pub fn parse(text: &str) -> Option<Name> {
+        let key = HeaderName::from_bytes(text.as_bytes()).ok()?;
+        Some(Name { key, letters: Bytes::copy_from_slice(text.as_bytes()) })
+    }
+
+    /// Sets this header of the response to come.
+    pub fn set(&self, value: HeaderValue, x: &mut Exchange<'_>) {
+        x.set_response_header_as(self.letters.clone(), self.key.clone(), value);
+    }
+}
+
 /// A header whose value may hold variables.
 pub struct Field {
     /// Its name.
-    pub name: HeaderName,
-    /// The name as it is written.
-    pub letters: Bytes,
+    pub name: Name,
     /// Its value.
     pub value: Template,
 }
@@ -30,8 +49,7 @@ impl Field {
     /// # Errors
     /// The name is none that HTTP allows.
     pub fn new(name_text: &str, value: &str) -> Result<Field, String> {
-        let letters = Bytes::copy_from_slice(name_text.as_bytes());
-        Ok(Field { name: name(name_text)?, letters, value: Template::parse(value) })
+        Ok(Field { name: written(name_text)?, value: Template::parse(value) })
     }
 }
 
@@ -48,8 +66,15 @@ pub fn fields(map: &Map<String, Value>) -> Result<Vec<Field>, String> {
 /// # Errors
 /// It is none that HTTP allows.
 pub fn name(text: &str) -> Result<HeaderName, String> {
-    HeaderName::from_bytes(text.as_bytes())
-        .map_err(|_| format!("invalid field character in header \"{text}\""))
+    written(text).map(|name| name.key)
+}
+
+/// The same with its letters.
+///
+/// # Errors
+/// As [`name`].
+pub fn written(text: &str) -> Result<Name, String> {
+    Name::parse(text).ok_or_else(|| format!("invalid field character in header \"{text}\""))
 }
 
 /// Whether a header frames messages or rules the connection, so that no plugin may copy it from one message to
@@ -116,9 +141,9 @@ pub fn scalar(value: &Value) -> Option<String> {
 /// Sets a response header; an empty value removes it, as in nginx.
 pub fn set(head: &mut ResponseHeader, field: &Field, text: &str) {
     if text.is_empty() {
-        head.remove_header(&field.name);
+        head.remove_header(&field.name.key);
     } else {
-        put_as(head, field.letters.clone(), value(text));
+        put_as(head, field.name.letters.clone(), value(text));
     }
 }
 
@@ -126,7 +151,7 @@ pub fn set(head: &mut ResponseHeader, field: &Field, text: &str) {
 pub fn add(head: &mut ResponseHeader, field: &Field, text: &str) {
     if !text.is_empty() {
         // Fails only beyond the 32,768 distinct names a header map can hold: then the header stays out.
-        let _ = head.append_header(field.letters.clone(), value(text));
+        let _ = head.append_header(field.name.letters.clone(), value(text));
     }
 }
 
@@ -186,7 +211,7 @@ mod tests {
     fn empty_values_remove() {
         let mut head = ResponseHeader::build(200, None).unwrap();
         let field = Field::new("x-a", "").unwrap();
-        let name = &field.name;
+        let name = &field.name.key;
         add(&mut head, &field, "1");
         add(&mut head, &field, "");
         add(&mut head, &field, "2");
